@@ -1,0 +1,84 @@
+"""Field types of the configuration: how a value is written and what it becomes."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import (
+    IPv4Interface,
+    IPv6Interface,
+    ip_address,
+    ip_interface,
+    ip_network,
+)
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+from dsvpn.addresses import Address, Prefix
+
+Interface = IPv4Interface | IPv6Interface
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+
+
+def parse_duration(value: object) -> float:
+    """Seconds from "90s", "2h", "1h30m", "500ms" or a plain number of seconds. ValueError says what to write."""
+    if isinstance(value, bool):
+        raise ValueError('true and false are no durations; write "90s", "10m" or "2h"')
+    if isinstance(value, int | float):
+        return float(value)
+    if isinstance(value, str):
+        text = value.replace(" ", "")
+        parts = _DURATION.findall(text)
+        if parts and "".join(number + unit for number, unit in parts) == text:
+            return sum(float(number) * _UNITS[unit] for number, unit in parts)
+    raise ValueError(f'{value!r} is no duration; write "90s", "10m" or "2h"')
+
+
+def parse_address(value: object) -> Address:
+    """An IPv4 or IPv6 address."""
+    if isinstance(value, str):
+        try:
+            return ip_address(value)
+        except ValueError:
+            if "/" in value:
+                raise ValueError(f'{value!r} has a prefix length; write the address alone, as "192.0.2.1"') from None
+    raise ValueError(f'{value!r} is no IP address; write one like "192.0.2.1" or "2001:db8::1"')
+
+
+def parse_interface(value: object) -> Interface:
+    """An address with its prefix length."""
+    if isinstance(value, str) and "/" in value:
+        try:
+            return ip_interface(value)
+        except ValueError:
+            pass
+    raise ValueError(f'{value!r} is no address with a prefix length; write one like "10.0.0.11/24"')
+
+
+def parse_prefix(value: object) -> Prefix:
+    """A prefix without host bits."""
+    if isinstance(value, str):
+        try:
+            return ip_network(value)
+        except ValueError:
+            try:
+                wider = ip_network(value, strict=False)
+            except ValueError:
+                pass
+            else:
+                raise ValueError(f'{value!r} has host bits set; write "{wider}"') from None
+    raise ValueError(f'{value!r} is no prefix; write one like "10.0.0.0/8"')
+
+
+def listed(value: object) -> object:
+    """One value stands for a list of one."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+AddressField = Annotated[Address, BeforeValidator(parse_address)]
+InterfaceField = Annotated[Interface, BeforeValidator(parse_interface)]
+PrefixField = Annotated[Prefix, BeforeValidator(parse_prefix)]
+GreKey = Annotated[int, Field(ge=0, le=0xFFFFFFFF)]

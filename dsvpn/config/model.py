@@ -1,0 +1,325 @@
+"""Every key of the configuration, with its meaning, its unit and its default."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from dsvpn.addresses import Address
+from dsvpn.config.fields import (
+    AddressField,
+    Duration,
+    GreKey,
+    InterfaceField,
+    PrefixField,
+    listed,
+    parse_address,
+)
+from dsvpn.errors import MisuseError
+from dsvpn.ike.suites import parse_esp_suite, parse_ike_suite
+
+#: Linux keeps interface names in 16 octets, the terminating zero included.
+_MAX_INTERFACE_NAME = 15
+_INTERFACE_NAME = re.compile(r"[^\s/:]+")
+#: Cisco's authentication string, which every DSVPN and DMVPN gateway shares.
+_MAX_AUTHENTICATION = 8
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class GatewayConfig(_Section):
+    """[gateway]: the process as a whole."""
+
+    name: str = Field(min_length=1, max_length=63)
+    """What peers and operators call this gateway; the default IKE identity."""
+    control_socket: Path | None = None
+    """Unix socket that `dsvpn show` talks to. Default: /run/dsvpn/NAME.sock."""
+    driver: Literal["auto", "uvloop", "workers"] = "auto"
+    """Who drains the descriptors: the event loop, or native threads."""
+    key_log: Path | None = None
+    """Directory for Wireshark's key tables. Whoever reads it can decrypt everything: for debugging only."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["console", "json"] = "console"
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_word(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", value) or value.startswith("."):
+            raise ValueError(f'{value!r} is no gateway name; write letters, digits, "-", "_" and "." as in "spoke1"')
+        return value
+
+    @property
+    def control_socket_path(self) -> Path:
+        """Where the control socket is."""
+        return self.control_socket or Path("/run/dsvpn") / f"{self.name}.sock"
+
+
+class MapSection(_Section):
+    """One entry of `map`: a static mapping."""
+
+    protocol: AddressField
+    """The other gateway's tunnel address."""
+    nbma: AddressField
+    """Its public address."""
+
+
+class NhsSection(MapSection):
+    """One entry of `nhs`: a Next Hop Server to register with."""
+
+    priority: int = Field(default=0, ge=0, le=255)
+    """0 is preferred."""
+
+
+def _multicast(value: object) -> object:
+    if isinstance(value, list):
+        return tuple(parse_address(item) for item in value)
+    return value
+
+
+class NhrpSection(_Section):
+    """[tunnel.NAME.nhrp]"""
+
+    authentication: str | None = None
+    """Cisco plaintext authentication, the same on every gateway of the network; at most 8 octets."""
+    holding_time: Duration = Field(default=7200.0, ge=3, le=65535)
+    """How long others may keep this gateway's mapping, seconds. Registrations are renewed three times in it."""
+    shortcut: bool = False
+    """Follow redirects: resolve the destination and go to it directly."""
+    redirect: bool = False
+    """Tell a peer whose packets leave by the tunnel they came from that there is a direct path (hubs)."""
+    multicast: Annotated[Literal["none", "dynamic", "nhs"] | tuple[Address, ...], BeforeValidator(_multicast)] = "none"
+    """Who gets a copy of multicast packets: every registered peer, the NHSs, or the NBMA addresses in a list."""
+    unique: bool = False
+    """Ask the NHS to bind the tunnel address to this NBMA address alone (RFC 2332 section 5.2.3, U bit)."""
+    nhs: tuple[NhsSection, ...] = ()
+    map: tuple[MapSection, ...] = ()
+
+    @field_validator("authentication")
+    @classmethod
+    def _authentication_fits(cls, value: str | None) -> str | None:
+        if value is not None and not 1 <= len(value.encode()) <= _MAX_AUTHENTICATION:
+            raise ValueError("Cisco's form takes 1 to 8 octets; write a shorter word")
+        return value
+
+
+class RouteSection(_Section):
+    """One entry of `routes`: a static route into the tunnel, made when it comes up."""
+
+    prefix: PrefixField
+    via: AddressField
+    """Tunnel address of the gateway that has the prefix (a hub's for a summary)."""
+
+    @model_validator(mode="after")
+    def _one_family(self) -> Self:
+        if self.prefix.version != self.via.version:
+            raise ValueError(f"{self.prefix} and {self.via} are of different families; write both in one")
+        return self
+
+
+class TunnelConfig(_Section):
+    """[tunnel.NAME]: one DSVPN network that this gateway is in. NAME becomes the TUN device's name."""
+
+    address: Annotated[tuple[InterfaceField, ...], BeforeValidator(listed), Field(min_length=1)]
+    """This gateway's tunnel addresses."""
+    source: str
+    """Underlay interface or address. The address of an interface may change."""
+    key: GreKey | None = None
+    """GRE key, the same on every gateway of the network."""
+    ipsec: str = "default"
+    """Name of the [ipsec.NAME] profile that protects the tunnel, or "none"."""
+    mtu: int | None = Field(default=None, ge=576, le=65000)
+    """Largest inner packet, octets. Default: what fits the source interface's MTU."""
+    mss_clamp: bool = True
+    """Lower the MSS of TCP connections to what fits."""
+    copy_dscp: bool = True
+    """Copy the inner DSCP to the outer header."""
+    df: Literal["set", "clear"] = "set"
+    """The DF bit of outer packets."""
+    routes: tuple[RouteSection, ...] = ()
+    nhrp: NhrpSection = NhrpSection()
+
+    @property
+    def addresses(self) -> tuple[InterfaceField, ...]:
+        """The tunnel addresses with their prefix lengths."""
+        return self.address
+
+    @property
+    def protected(self) -> bool:
+        """Whether IPsec protects the tunnel."""
+        return self.ipsec != "none"
+
+    @property
+    def source_address(self) -> Address | None:
+        """`source` if it is an address, None if it names an interface."""
+        try:
+            return parse_address(self.source)
+        except ValueError:
+            return None
+
+    @field_validator("source")
+    @classmethod
+    def _source_is_one(cls, value: str) -> str:
+        try:
+            parse_address(value)
+        except ValueError:
+            if len(value) > _MAX_INTERFACE_NAME or not _INTERFACE_NAME.fullmatch(value):
+                raise ValueError(
+                    f'{value!r} is neither an address nor an interface name; write one like "eth0" or "192.0.2.11"'
+                ) from None
+        return value
+
+    @model_validator(mode="after")
+    def _families_fit(self) -> Self:
+        families = {interface.version for interface in self.address}
+        entries: tuple[MapSection, ...] = (*self.nhrp.nhs, *self.nhrp.map)
+        for entry in entries:
+            if entry.protocol.version not in families:
+                raise ValueError(f"the tunnel has no address of {entry.protocol}'s family; add one to address")
+            if any(entry.protocol == interface.ip for interface in self.address):
+                raise ValueError(f"{entry.protocol} is this gateway's own tunnel address; write the other gateway's")
+        return self
+
+
+class RetransmissionSection(_Section):
+    """`retransmission` of a profile: when an unanswered IKE request is sent again."""
+
+    timeout: Duration = Field(default=0.5, ge=0.05, le=60)
+    """Wait before the first retransmission, seconds."""
+    factor: float = Field(default=1.7, ge=1, le=4)
+    """Each wait is this much longer than the one before."""
+    limit: Duration = Field(default=8.0, ge=0.05, le=600)
+    """No wait is longer, seconds."""
+    tries: int = Field(default=7, ge=1, le=20)
+    """Times a request is sent in all before the peer counts as dead."""
+
+
+class PskFile(_Section):
+    """`psk = { file = "..." }`"""
+
+    file: Path
+    """Path of the key, relative to the configuration file. One trailing newline is not part of the key."""
+
+
+class AuthConfig(_Section):
+    """[ipsec.NAME.auth]: who we are and whom we believe."""
+
+    psk: PskFile | str
+    """The pre-shared key, in a file of its own or (readable to all who read the configuration) here."""
+    local_identity: str | None = None
+    """What we call ourselves in IKE: a name, user@host or an address. Default: the gateway's name."""
+    remote_identity: str | None = None
+    """Whom we talk to; default: anyone who has the key."""
+
+
+class IpsecConfig(_Section):
+    """[ipsec.NAME]: a profile, bound to tunnels by their `ipsec` key."""
+
+    mode: Literal["transport", "tunnel"] = "transport"
+    encapsulation: Literal["auto", "udp"] = "auto"
+    """"auto": ESP in UDP where there is a NAT, else protocol 50. "udp": always in UDP (faster: it has offloads)."""
+    ike: Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)] = (
+        "aes128gcm16-prfsha256-x25519",
+        "aes256gcm16-prfsha384-ecp384",
+        "chacha20poly1305-prfsha256-x25519",
+        "aes128gcm16-prfsha256-ecp256",
+        "aes128gcm16-prfsha256-modp2048",
+    )
+    esp: Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)] = (
+        "aes128gcm16",
+        "aes256gcm16",
+        "chacha20poly1305",
+    )
+    ike_lifetime: Duration = Field(default=14400.0, ge=10)
+    """Age at which an IKE SA is rekeyed at the latest, seconds."""
+    child_lifetime: Duration = Field(default=3600.0, ge=10)
+    """Age at which a CHILD_SA is rekeyed at the latest, seconds."""
+    dpd: Duration = Field(default=20.0, ge=0)
+    """Silence after which the peer is asked whether it lives, seconds; 0 never asks."""
+    replay_window: int = Field(default=1024, ge=0, le=8192)
+    """Packets; 0 turns the check off."""
+    retransmission: RetransmissionSection = RetransmissionSection()
+    auth: AuthConfig
+
+    @field_validator("mode")
+    @classmethod
+    def _mode_is_built(cls, value: str) -> str:
+        if value == "tunnel":
+            raise ValueError(
+                "tunnel mode cannot work behind NAT, because NHRP does not learn post-NAT addresses in it, "
+                'and this version has it for no path; write mode = "transport"'
+            )
+        return value
+
+    @field_validator("ike")
+    @classmethod
+    def _ike_suites(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            for text in value:
+                parse_ike_suite(text)
+        except MisuseError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("esp")
+    @classmethod
+    def _esp_suites(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            for text in value:
+                parse_esp_suite(text)
+        except MisuseError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+
+class Config(_Section):
+    """A whole configuration file."""
+
+    gateway: GatewayConfig
+    tunnel: dict[str, TunnelConfig] = Field(min_length=1)
+    ipsec: dict[str, IpsecConfig] = {}
+    psks: dict[str, bytes] = Field(default={}, exclude=True)
+    """The pre-shared keys by profile, filled in when the file is loaded; not a key of the file."""
+
+    @property
+    def tunnels(self) -> dict[str, TunnelConfig]:
+        """The tunnels by name."""
+        return self.tunnel
+
+    @field_validator("tunnel")
+    @classmethod
+    def _device_names(cls, value: dict[str, TunnelConfig]) -> dict[str, TunnelConfig]:
+        for name in value:
+            if len(name) > _MAX_INTERFACE_NAME or not _INTERFACE_NAME.fullmatch(name):
+                raise ValueError(
+                    f'{name!r} cannot name a device; write at most 15 letters and digits, as in "[tunnel.dsvpn0]"'
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _profiles_exist(self) -> Self:
+        for name, tunnel in self.tunnel.items():
+            if tunnel.protected and tunnel.ipsec not in self.ipsec:
+                known = ", ".join(f'"{profile}"' for profile in self.ipsec) or "there is none"
+                raise ValueError(
+                    f'tunnel.{name}.ipsec names the profile "{tunnel.ipsec}", which is not in the file ({known}); '
+                    f'add [ipsec.{tunnel.ipsec}] or write ipsec = "none"'
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _tunnels_differ(self) -> Self:
+        seen: dict[tuple[bool, int | None], str] = {}
+        for name, tunnel in self.tunnel.items():
+            mark = (tunnel.protected, tunnel.key)
+            if mark in seen:
+                raise ValueError(
+                    f"tunnel.{seen[mark]} and tunnel.{name} have the same key, so their packets cannot be told apart; "
+                    "give each tunnel a key of its own"
+                )
+            seen[mark] = name
+        return self

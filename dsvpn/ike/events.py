@@ -1,0 +1,123 @@
+"""What the IKEv2 engine tells its owner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dsvpn.addresses import Address, Path
+
+
+@dataclass(frozen=True, slots=True)
+class IkeSaEstablished:
+    """An IKE SA is authenticated. `ike_sa` is the engine's handle, unique for the life of the engine.
+
+    `initial_contact`: the peer said that it has no other SA with us (RFC 7296 section 2.4).
+    """
+
+    ike_sa: int
+    profile: str
+    initiator: bool
+    path: Path
+    remote_identity: str
+    local_nat: bool
+    remote_nat: bool
+    initial_contact: bool
+    #: The address that the peer proposed as its own in its traffic selectors, before NAT substitution (RFC 7296
+    #: section 2.23.1). With several peers behind one NAT address it tells which of them this is. None when unknown.
+    remote_claimed: Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IkeSaFailed:
+    """An IKE SA that this end initiated did not come to life. `reason` is one line for people."""
+
+    ike_sa: int
+    profile: str
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class IkeSaDeleted:
+    """An established IKE SA is gone, its CHILD_SAs with it (each reported before by ChildSaDeleted)."""
+
+    ike_sa: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class IkeAuthenticationRefused:
+    """A peer that initiated was refused. The owner shows it; nothing was let in."""
+
+    profile: str
+    path: Path
+    remote_identity: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSaEstablished:
+    """A CHILD_SA has keys. The owner installs the inbound SA before it sends the engine's next datagrams.
+
+    `outbound_ready` False means: keep sealing with the old SA until ChildSaOutboundReady (the responder of a rekey
+    waits until the initiator is known to have the new SA). `replaces` is the inbound SPI of the SA that this one
+    rekeys, or None. `keymat_*` is cipher key then salt.
+    """
+
+    ike_sa: int
+    profile: str
+    suite: str
+    esn: bool
+    inbound_spi: int
+    inbound_keymat: bytes
+    outbound_spi: int
+    outbound_keymat: bytes
+    udp_encapsulation: bool
+    path: Path
+    outbound_ready: bool
+    replaces: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSaOutboundReady:
+    """The peer has installed this CHILD_SA: seal with it from now on."""
+
+    ike_sa: int
+    inbound_spi: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSaDeleted:
+    """A CHILD_SA is gone. After a rekey the inbound side lingers a few seconds before this comes."""
+
+    ike_sa: int
+    inbound_spi: int
+    outbound_spi: int
+
+
+@dataclass(frozen=True, slots=True)
+class IkeSaRekeyed:
+    """The IKE SA was rekeyed: the same handle goes on under new SPIs, its CHILD_SAs untouched."""
+
+    ike_sa: int
+
+
+@dataclass(frozen=True, slots=True)
+class IkePathChanged:
+    """The peer's authenticated messages come from another endpoint (RFC 7296 section 2.23): ESP follows."""
+
+    ike_sa: int
+    path: Path
+
+
+Event = (
+    IkeSaEstablished
+    | IkeSaFailed
+    | IkeSaDeleted
+    | IkeAuthenticationRefused
+    | ChildSaEstablished
+    | ChildSaOutboundReady
+    | ChildSaDeleted
+    | IkeSaRekeyed
+    | IkePathChanged
+)

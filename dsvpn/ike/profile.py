@@ -1,0 +1,69 @@
+"""What one IPsec profile of the configuration means to the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dsvpn.errors import MisuseError
+from dsvpn.ike.identity import Identity
+from dsvpn.ike.suites import EspSuite, IkeSuite
+
+
+@dataclass(frozen=True, slots=True)
+class RetransmissionSchedule:
+    """When a request without an answer is sent again (RFC 7296 section 2.1).
+
+    The first wait is `timeout` seconds, each further one `factor` times longer and at most `cap`. After `tries`
+    datagrams in all and one last wait the peer counts as dead.
+    """
+
+    timeout: float = 0.5
+    factor: float = 1.7
+    cap: float = 8.0
+    tries: int = 7
+
+    def __post_init__(self) -> None:
+        if not (self.timeout > 0 and self.factor >= 1 and self.cap >= self.timeout and self.tries >= 1):
+            raise MisuseError(f"retransmission schedule {self} has no meaning: timeout > 0, factor >= 1, tries >= 1")
+
+    def wait(self, sent: int) -> float:
+        """Seconds to wait after the `sent`-th datagram (1 is the first)."""
+        return min(self.timeout * self.factor ** (sent - 1), self.cap)
+
+
+@dataclass(frozen=True, slots=True)
+class IkeProfile:
+    """How to speak IKE with the peers of one profile. Suites come in order of preference. All times are seconds.
+
+    `remote_identity` None takes any peer that proves `psk`. `force_udp_encapsulation` makes both ends detect a NAT
+    that is not there, so that ESP goes in UDP. A lifetime is hard: at its end the SA is deleted; the rekey starts
+    earlier by `rekey_margin` of the lifetime plus up to as much again at random.
+    `dpd_interval` is the silence after which the peer is asked for a sign of life; 0 never asks.
+    """
+
+    name: str
+    ike: tuple[IkeSuite, ...]
+    esp: tuple[EspSuite, ...]
+    psk: bytes = field(repr=False)
+    local_identity: Identity
+    remote_identity: Identity | None = None
+    force_udp_encapsulation: bool = False
+    ike_lifetime: float = 14400.0
+    child_lifetime: float = 3600.0
+    rekey_margin: float = 0.1
+    dpd_interval: float = 20.0
+    retransmission: RetransmissionSchedule = RetransmissionSchedule()
+    replay_window: int = 1024
+
+    def __post_init__(self) -> None:
+        if not self.ike or not self.esp:
+            raise MisuseError(f"profile {self.name!r} has no {'ike' if not self.ike else 'esp'} suite; name at least one")
+        if not self.psk:
+            raise MisuseError(f"profile {self.name!r} has an empty pre-shared key")
+        if not 0.0 < self.rekey_margin < 0.5:
+            raise MisuseError(f"profile {self.name!r}: rekey_margin {self.rekey_margin} is not between 0 and 0.5")
+        for name in ("ike_lifetime", "child_lifetime"):
+            if getattr(self, name) < 10.0:
+                raise MisuseError(f"profile {self.name!r}: {name} {getattr(self, name)} s is shorter than 10 s")
+        if self.dpd_interval < 0:
+            raise MisuseError(f"profile {self.name!r}: dpd_interval {self.dpd_interval} s is negative; write 0 for never")

@@ -1,0 +1,139 @@
+"""The configuration: what is taken, and the one line that says what is wrong."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
+
+import pytest
+
+from dsvpn.config import load_config
+from dsvpn.errors import ConfigurationError, HostError
+
+SPOKE = """
+[gateway]
+name = "spoke1"
+
+[tunnel.dsvpn0]
+address = ["10.0.0.11/24"]
+source = "eth0"
+key = 42
+ipsec = "default"
+
+[tunnel.dsvpn0.nhrp]
+authentication = "s3cret"
+holding_time = "2h"
+shortcut = true
+nhs = [{ protocol = "10.0.0.1", nbma = "192.0.2.1", priority = 0 }]
+
+[ipsec.default]
+mode = "transport"
+encapsulation = "auto"
+ike = ["aes128gcm16-prfsha256-x25519"]
+esp = ["aes128gcm16", "chacha20poly1305"]
+
+[ipsec.default.auth]
+psk = { file = "psk" }
+"""
+
+HUB = """
+[gateway]
+name = "hub"
+[tunnel.dsvpn0]
+address = "10.0.0.1/24"
+source = "192.0.2.1"
+[tunnel.dsvpn0.nhrp]
+redirect = true
+multicast = "dynamic"
+[ipsec.default.auth]
+psk = "inline"
+"""
+
+
+def write(tmp_path: Path, text: str, psk: bytes | None = b"correct horse\n") -> Path:
+    path = tmp_path / "gateway.toml"
+    path.write_text(text)
+    if psk is not None:
+        (tmp_path / "psk").write_bytes(psk)
+    return path
+
+
+def test_spoke_of_the_design(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, SPOKE))
+    tunnel = config.tunnels["dsvpn0"]
+    assert config.gateway.name == "spoke1"
+    assert tunnel.addresses == (ip_interface("10.0.0.11/24"),)
+    assert (tunnel.key, tunnel.protected, tunnel.source_address) == (42, True, None)
+    assert tunnel.nhrp.holding_time == 7200
+    assert tunnel.nhrp.nhs[0].nbma == ip_address("192.0.2.1")
+    assert config.psks == {"default": b"correct horse"}
+    assert str(config.gateway.control_socket_path) == "/run/dsvpn/spoke1.sock"
+
+
+def test_hub_needs_next_to_nothing(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, HUB, None))
+    tunnel = config.tunnels["dsvpn0"]
+    assert tunnel.source_address == ip_address("192.0.2.1")
+    assert tunnel.nhrp.redirect
+    assert tunnel.nhrp.multicast == "dynamic"
+    assert config.psks == {"default": b"inline"}
+
+
+def test_routes_and_maps(tmp_path: Path) -> None:
+    text = SPOKE.replace(
+        'ipsec = "default"', 'ipsec = "default"\nroutes = [{ prefix = "172.16.0.0/12", via = "10.0.0.1" }]'
+    )
+    route = load_config(write(tmp_path, text)).tunnels["dsvpn0"].routes[0]
+    assert (route.prefix, route.via) == (ip_network("172.16.0.0/12"), ip_address("10.0.0.1"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('source = "eth0"', "", "tunnel.dsvpn0.source: this key is missing"),
+        ("shortcut = true", "shortcutt = true", "tunnel.dsvpn0.nhrp.shortcutt: there is no such key; write shortcut"),
+        ("key = 42", "kee = 42", "tunnel.dsvpn0.kee: there is no such key; write key"),
+        ("key = 42", "key = 4294967296", "tunnel.dsvpn0.key: input should be less than or equal to 4294967295"),
+        ('"10.0.0.11/24"', '"10.0.0.11"', "'10.0.0.11' is no address with a prefix length; write one like"),
+        ('"2h"', '"2 fortnights"', "'2 fortnights' is no duration; write \"90s\""),
+        ('nbma = "192.0.2.1"', 'nbma = "hub.example"', "tunnel.dsvpn0.nhrp.nhs.0.nbma: 'hub.example' is no IP address"),
+        ('"s3cret"', '"longer than eight"', "Cisco's form takes 1 to 8 octets; write a shorter word"),
+        ('mode = "transport"', 'mode = "tunnel"', "tunnel mode cannot work behind NAT"),
+        ('"aes128gcm16", "chacha', '"des", "chacha', "ipsec.default.esp: "),
+        ('ipsec = "default"', 'ipsec = "other"', 'the profile "other", which is not in the file ("default")'),
+        ('protocol = "10.0.0.1"', 'protocol = "10.0.0.11"', "10.0.0.11 is this gateway's own tunnel address"),
+        ("[gateway]", "[gateway", "the file is not TOML"),
+        ("psk = {", "pks = {", "ipsec.default.auth.psk: this key is missing"),
+        ("tunnel.dsvpn0", "tunnel.a-device-name-too-long", "cannot name a device"),
+        ('name = "spoke1"', 'name = "../x"', "gateway.name: '../x' is no gateway name"),
+    ],
+)
+def test_errors_name_key_reason_and_cure(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in SPOKE
+    path = write(tmp_path, SPOKE.replace(old, new))
+    with pytest.raises(ConfigurationError) as raised:
+        load_config(path)
+    text = str(raised.value)
+    assert text.startswith(f"{path}: ")
+    assert message in text
+    assert "\n" not in text
+    assert raised.value.exit_code == 78
+
+
+def test_two_tunnels_need_keys_of_their_own(tmp_path: Path) -> None:
+    second = SPOKE.split("[ipsec.default]", maxsplit=1)[0].split("[tunnel.dsvpn0]")[1]
+    second = second.replace("tunnel.dsvpn0", "tunnel.dsvpn1")
+    with pytest.raises(ConfigurationError, match=r"tunnel\.dsvpn0 and tunnel\.dsvpn1 have the same key"):
+        load_config(write(tmp_path, SPOKE + "[tunnel.dsvpn1]" + second))
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="cannot be read: No such file"):
+        load_config(tmp_path / "absent.toml")
+    with pytest.raises(HostError, match=r"psk: the key file .* cannot be read: No such file"):
+        load_config(write(tmp_path, SPOKE, None))
+
+
+def test_empty_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="the pre-shared key is empty"):
+        load_config(write(tmp_path, SPOKE, b"\n"))
