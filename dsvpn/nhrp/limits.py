@@ -1,0 +1,70 @@
+"""The bounds of what strangers and peers can make an NHRP engine do or remember."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+
+#: Mappings that registration may create, in all and for one peer. A spoke registers one address per family.
+MAX_REGISTRATIONS = 65536
+MAX_REGISTRATIONS_PER_PEER = 16
+#: Mappings learned by resolution or from the source of requests.
+MAX_LEARNED_MAPPINGS = 16384
+MAX_SHORTCUTS = 16384
+#: Addresses that are being resolved, and addresses that could not be.
+MAX_PENDING_RESOLUTIONS = 1024
+MAX_NEGATIVE_RESOLUTIONS = 4096
+#: Answers given as egress and answers passed on as NHS, remembered so that they can be purged.
+MAX_ANSWERED = 16384
+MAX_RELAYED = 65536
+MAX_PREFIXES_PER_RELAY = 16
+#: Purge Requests that wait for their reply.
+MAX_PENDING_PURGES = 4096
+#: CIEs of one packet that are looked at.
+MAX_CIES = 64
+#: Replies that wait for the owner to make an adjacency for a stranger's NBMA address, and how long, in seconds.
+MAX_PARKED = 1024
+PARKED_TIME = 5.0
+
+#: Packets per second that one peer may have processed, and the burst.
+PEER_RATE = 500.0
+PEER_BURST = 1000.0
+#: All packets together that come without an adjacency (plain GRE from unknown addresses).
+STRANGER_RATE = 100.0
+STRANGER_BURST = 200.0
+#: Error Indications per second to one peer, and the burst.
+ERROR_RATE = 1.0
+ERROR_BURST = 4.0
+#: Seconds between two Traffic Indications about one source and destination, and the bound of the memory of them.
+REDIRECT_INTERVAL = 1.0
+MAX_REDIRECT_PAIRS = 8192
+#: Traffic Indications per second to one peer, and the burst.
+REDIRECT_RATE = 100.0
+REDIRECT_BURST = 200.0
+
+
+class RateLimiter:
+    """Token buckets, one per key, at most `capacity` of them (the least recently used bucket is forgotten)."""
+
+    def __init__(self, rate: float, burst: float, capacity: int) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._capacity = capacity
+        self._buckets: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()
+
+    def allow(self, key: Hashable, now: float) -> bool:
+        """Take a token from the bucket of `key`; False when it is empty."""
+        tokens, since = self._buckets.pop(key, (self._burst, now))
+        tokens = min(self._burst, tokens + max(now - since, 0.0) * self._rate)
+        allowed = tokens >= 1.0
+        self._buckets[key] = (tokens - 1.0 if allowed else tokens, now)
+        if len(self._buckets) > self._capacity:
+            self._buckets.popitem(last=False)
+        return allowed
+
+    def forget(self, key: Hashable) -> None:
+        """Drop the bucket of a key that is gone."""
+        self._buckets.pop(key, None)
+
+    def __len__(self) -> int:
+        return len(self._buckets)

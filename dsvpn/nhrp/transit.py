@@ -1,0 +1,162 @@
+"""Forwarding of NHRP packets by an NHS: next hop, hop count, loops, transit records, NAT (RFC 2332 section 5.3.2)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from dsvpn.addresses import Address, Prefix
+from dsvpn.nhrp.cache import Mapping
+from dsvpn.nhrp.context import NhrpContext, find_extension, is_unicast, nat_nbma
+from dsvpn.nhrp.limits import MAX_PREFIXES_PER_RELAY, MAX_RELAYED
+from dsvpn.nhrp.shortcut import host_prefix, network
+from dsvpn.wire.nhrp import ErrorCode, NhrpMessage, PacketType
+from dsvpn.wire.nhrp_cie import AddressFamily, Cie, CieCode
+from dsvpn.wire.nhrp_extensions import ExtensionType
+
+_REPLIES = (PacketType.RESOLUTION_REPLY, PacketType.REGISTRATION_REPLY, PacketType.PURGE_REPLY)
+
+
+@dataclass(slots=True)
+class Relay:
+    """An answer that passed through here: `requester` was told where `prefixes` of a responder are."""
+
+    requester: Address
+    #: Where the responder was registered at that time.
+    nbma: Address
+    expires: float
+    prefixes: dict[Prefix, None] = field(default_factory=dict)
+
+
+class Transit:
+    """The part of an engine that passes packets on."""
+
+    def __init__(self, context: NhrpContext) -> None:
+        self._context = context
+        self._relays: OrderedDict[tuple[Address, Address], Relay] = OrderedDict()
+        #: Responder -> its requesters, in the order of the first answer.
+        self._requesters: dict[Address, dict[Address, None]] = {}
+
+    def next_peer(self, toward: Address, came_from: int | None) -> int | None:
+        """The adjacency to pass a packet for `toward` on to, never the one it came from.
+
+        A mapping of `toward` itself, else of the route's next hop, else the best NHS.
+        """
+        context = self._context
+        mapping = context.cache.get(toward)
+        peer = self._usable(mapping, came_from)
+        if peer is None:
+            route = context.route_lookup(toward)
+            if route is not None and route.tunnel and route.next_hop is not None:
+                peer = self._usable(context.cache.get(route.next_hop), came_from)
+        return peer if peer is not None else self.nhs_peer(toward.version, came_from)
+
+    def nhs_peer(self, version: int, came_from: int | None = None) -> int | None:
+        """The adjacency of the best NHS that has one: registered with before not, then the lowest priority number."""
+        up = self._context.nhs_up
+        for nhs in sorted(self._context.config.nhs, key=lambda nhs: (nhs.protocol not in up, nhs.priority)):
+            peer = self._context.peers.at(nhs.nbma)
+            if nhs.protocol.version == version and peer is not None and peer != came_from:
+                return peer
+        return None
+
+    def forward(self, message: NhrpMessage, data: bytes, toward: Address, came_from: int | None, now: float) -> bool:
+        """Pass a packet on; False when there is no way to `toward`. A broken rule is answered and counts as done."""
+        context = self._context
+        reply = message.type in _REPLIES
+        peer = self.next_peer(toward, came_from)
+        if peer is None:
+            return False
+        if message.hop_count == 0:
+            context.count("drop.hop_count")
+            context.send_error(ErrorCode.HOP_COUNT_EXCEEDED, 9, message, data, came_from, now)
+            return True
+        records = find_extension(
+            message.extensions, ExtensionType.REVERSE_TRANSIT if reply else ExtensionType.FORWARD_TRANSIT
+        )
+        if records is not None:
+            if any(self._is_own_record(cie) for cie in records.cies):
+                context.count("drop.loop")
+                context.send_error(ErrorCode.LOOP_DETECTED, 0, message, data, came_from, now)
+                return True
+            records.cies.append(context.own_cie(message, toward))
+        message.hop_count -= 1
+        if message.type == PacketType.RESOLUTION_REQUEST and message.source_protocol is not None:
+            self._fill_nat(message, message.source_protocol, message.source_nbma)
+        if message.type == PacketType.RESOLUTION_REPLY and message.cies:
+            responder = message.cies[0]
+            if responder.protocol is not None:
+                self._fill_nat(message, responder.protocol, responder.nbma)
+            self._remember(message, responder, toward, now)
+        context.count("forwarded")
+        context.send(message, peer)
+        return True
+
+    def forget(self, responder: Address, now: float, still_at: Address | None = None) -> list[Relay]:
+        """Who was told about a responder through here, with answers that would still be believed; forgets them.
+
+        Answers that put it at `still_at` are right and stay.
+        """
+        relays = []
+        for requester in list(self._requesters.get(responder, ())):
+            relay = self._relays[responder, requester]
+            if relay.nbma == still_at and relay.expires > now:
+                continue
+            self._drop((responder, requester))
+            if relay.expires > now:
+                relays.append(relay)
+        return relays
+
+    def _usable(self, mapping: Mapping | None, came_from: int | None) -> int | None:
+        if mapping is None:
+            return None
+        peer = self._context.peer_of(mapping)
+        return peer if peer != came_from else None
+
+    def _is_own_record(self, cie: Cie) -> bool:
+        # Two NHSs behind different NATs may have the same private NBMA address: the protocol address tells them apart.
+        if is_unicast(cie.protocol) and cie.protocol is not None:
+            return self._context.is_own(cie.protocol)
+        return cie.nbma is not None and cie.nbma == self._context.nbma
+
+    def _fill_nat(self, message: NhrpMessage, protocol: Address, claimed: Address | None) -> None:
+        """Say where a station is registered when that differs from what it says of itself: it is behind a NAT."""
+        extension = find_extension(message.extensions, ExtensionType.NAT_ADDRESS)
+        mapping = self._context.cache.get(protocol)
+        if extension is None or mapping is None or mapping.kind != "registered" or mapping.nbma == claimed:
+            return
+        wanted = 4 if message.family == AddressFamily.IPV4 else 6
+        if mapping.nbma.version != wanted or nat_nbma(message.extensions, protocol) is not None:
+            return
+        extension.cies.append(Cie(prefix_length=protocol.max_prefixlen, nbma=mapping.nbma, protocol=protocol))
+
+    def _remember(self, message: NhrpMessage, cie: Cie, requester: Address, now: float) -> None:
+        destination = message.destination_protocol
+        if cie.code != CieCode.SUCCESS or cie.protocol is None or destination is None or not cie.holding_time:
+            return
+        mapping = self._context.cache.get(cie.protocol)
+        if mapping is None or mapping.kind != "registered":
+            return
+        key = (cie.protocol, requester)
+        relay = self._relays.pop(key, None) or Relay(requester, mapping.nbma, now)
+        relay.nbma = mapping.nbma
+        relay.expires = max(relay.expires, now + cie.holding_time)
+        length = cie.prefix_length
+        if 0 < length <= destination.max_prefixlen:
+            prefix = network(destination, length)
+        else:
+            prefix = host_prefix(destination)
+        if len(relay.prefixes) < MAX_PREFIXES_PER_RELAY:
+            relay.prefixes[prefix] = None
+        self._relays[key] = relay
+        self._requesters.setdefault(cie.protocol, {})[requester] = None
+        while len(self._relays) > MAX_RELAYED:
+            self._drop(next(iter(self._relays)))
+
+    def _drop(self, key: tuple[Address, Address]) -> None:
+        del self._relays[key]
+        responder, requester = key
+        requesters = self._requesters[responder]
+        del requesters[requester]
+        if not requesters:
+            del self._requesters[responder]
