@@ -1,0 +1,225 @@
+//! The AEADs of ESP: AES-GCM with a 16-octet ICV (RFC 4106) and ChaCha20-Poly1305 (RFC 7634).
+
+use std::fmt;
+use std::str::FromStr;
+
+use ring::aead::{AES_128_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+
+use crate::error::TablesError;
+
+/// Octets of the ICV of every suite.
+pub const ICV_LENGTH: usize = 16;
+/// Octets of the explicit IV of every suite.
+pub const IV_LENGTH: usize = 8;
+/// Octets of the salt at the end of the key material.
+pub const SALT_LENGTH: usize = 4;
+
+/// An ESP suite, by the names of the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Suite {
+    /// `aes128gcm16`
+    Aes128Gcm16,
+    /// `aes256gcm16`
+    Aes256Gcm16,
+    /// `chacha20poly1305`
+    ChaCha20Poly1305,
+    /// Neither secrecy nor authenticity: shows what everything but cryptography costs. No name parses to it.
+    #[cfg(feature = "bench")]
+    NullForBenchmarks,
+}
+
+impl Suite {
+    /// Octets of key material: the cipher key and the salt.
+    pub const fn keymat_length(self) -> usize {
+        SALT_LENGTH
+            + match self {
+                Suite::Aes128Gcm16 => 16,
+                Suite::Aes256Gcm16 | Suite::ChaCha20Poly1305 => 32,
+                #[cfg(feature = "bench")]
+                Suite::NullForBenchmarks => 0,
+            }
+    }
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Suite::Aes128Gcm16 => "aes128gcm16",
+            Suite::Aes256Gcm16 => "aes256gcm16",
+            Suite::ChaCha20Poly1305 => "chacha20poly1305",
+            #[cfg(feature = "bench")]
+            Suite::NullForBenchmarks => "null (benchmarks only)",
+        }
+    }
+}
+
+impl FromStr for Suite {
+    type Err = TablesError;
+
+    fn from_str(name: &str) -> Result<Self, TablesError> {
+        match name {
+            "aes128gcm16" => Ok(Suite::Aes128Gcm16),
+            "aes256gcm16" => Ok(Suite::Aes256Gcm16),
+            "chacha20poly1305" => Ok(Suite::ChaCha20Poly1305),
+            _ => Err(TablesError::UnknownSuite(name.chars().take(64).collect())),
+        }
+    }
+}
+
+/// The ICV did not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unauthentic;
+
+/// One key, expanded once, and its salt.
+pub struct Cipher {
+    kind: Kind,
+    salt: [u8; SALT_LENGTH],
+}
+
+// The expanded schedule is held inline: a box would cost every packet a step.
+#[cfg_attr(feature = "bench", allow(clippy::large_enum_variant))]
+enum Kind {
+    // ring dispatches on the algorithm inside.
+    Ring(LessSafeKey),
+    #[cfg(feature = "bench")]
+    Null,
+}
+
+impl fmt::Debug for Cipher {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Cipher(..)")
+    }
+}
+
+impl Cipher {
+    /// Expand key material: the key, then the salt.
+    ///
+    /// Errors: [`TablesError::KeymatLength`].
+    pub fn new(suite: Suite, keymat: &[u8]) -> Result<Self, TablesError> {
+        let wrong = || TablesError::KeymatLength { suite, expected: suite.keymat_length(), given: keymat.len() };
+        if keymat.len() != suite.keymat_length() {
+            return Err(wrong());
+        }
+        let (key, salt) = keymat.split_at(keymat.len() - SALT_LENGTH);
+        let ring = |algorithm: &'static Algorithm| {
+            UnboundKey::new(algorithm, key).map(|key| Kind::Ring(LessSafeKey::new(key))).map_err(|_| wrong())
+        };
+        let kind = match suite {
+            Suite::Aes128Gcm16 => ring(&AES_128_GCM)?,
+            Suite::Aes256Gcm16 => ring(&AES_256_GCM)?,
+            Suite::ChaCha20Poly1305 => ring(&CHACHA20_POLY1305)?,
+            #[cfg(feature = "bench")]
+            Suite::NullForBenchmarks => Kind::Null,
+        };
+        let mut octets = [0; SALT_LENGTH];
+        octets.copy_from_slice(salt);
+        Ok(Self { kind, salt: octets })
+    }
+
+    #[inline]
+    fn nonce(&self, iv: [u8; IV_LENGTH]) -> Nonce {
+        let mut nonce = [0; SALT_LENGTH + IV_LENGTH];
+        nonce[..SALT_LENGTH].copy_from_slice(&self.salt);
+        nonce[SALT_LENGTH..].copy_from_slice(&iv);
+        Nonce::assume_unique_for_key(nonce)
+    }
+
+    /// Encrypt in place and give the ICV. The caller never uses an IV twice.
+    #[inline]
+    pub fn seal(&self, iv: [u8; IV_LENGTH], aad: &[u8], plaintext: &mut [u8]) -> [u8; ICV_LENGTH] {
+        let mut icv = [0; ICV_LENGTH];
+        match &self.kind {
+            Kind::Ring(key) => {
+                // It fails for plaintexts of tens of gigabytes alone; an ICV of zero is then refused by the peer.
+                if let Ok(tag) = key.seal_in_place_separate_tag(self.nonce(iv), Aad::from(aad), plaintext) {
+                    icv.copy_from_slice(tag.as_ref());
+                }
+            }
+            #[cfg(feature = "bench")]
+            Kind::Null => {}
+        }
+        icv
+    }
+
+    /// Authenticate and decrypt in place: `sealed` is ciphertext and ICV, the plaintext is what it begins with.
+    ///
+    /// Gives the plaintext's length.
+    #[inline]
+    pub fn open(&self, iv: [u8; IV_LENGTH], aad: &[u8], sealed: &mut [u8]) -> Result<usize, Unauthentic> {
+        match &self.kind {
+            Kind::Ring(key) => key
+                .open_in_place(self.nonce(iv), Aad::from(aad), sealed)
+                .map(|plaintext| plaintext.len())
+                .map_err(|_| Unauthentic),
+            #[cfg(feature = "bench")]
+            Kind::Null => sealed.len().checked_sub(ICV_LENGTH).ok_or(Unauthentic),
+        }
+    }
+}
+
+/// The backend that runs on this processor, for people.
+pub fn backend() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let pclmul = is_x86_feature_detected!("aes") && is_x86_feature_detected!("pclmulqdq");
+        if pclmul
+            && is_x86_feature_detected!("vaes")
+            && is_x86_feature_detected!("vpclmulqdq")
+            && is_x86_feature_detected!("avx2")
+        {
+            return "ring (VAES+AVX2)";
+        }
+        if pclmul && is_x86_feature_detected!("avx") && is_x86_feature_detected!("movbe") {
+            return "ring (AES-NI+AVX)";
+        }
+        if pclmul {
+            return "ring (AES-NI)";
+        }
+    }
+    #[cfg(target_arch = "aarch64")]
+    if std::arch::is_aarch64_feature_detected!("aes") && std::arch::is_aarch64_feature_detected!("pmull") {
+        return "ring (ARMv8 AES)";
+    }
+    "ring (no AES instructions)"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hex(text: &str) -> Vec<u8> {
+        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+    }
+
+    /// draft-mcgrew-gcm-test-01, section 2: an ESP packet of AES-128-GCM (SPI 0x0000a5f8, sequence number 10).
+    #[test]
+    fn known_esp_packet() {
+        let keymat = hex("4c80cdefbb5d10da906ac73c3613a6342e443b68");
+        let iv = hex("4956ed7e3b244cfe").try_into().unwrap();
+        let aad = hex("000043218765432100000000");
+        let plaintext = hex(concat!(
+            "45000048699a000080114db7c0a80102c0a801010a9bf15638d3010000010000",
+            "00000000045f736970045f756470037369700963796265726369747902646b00",
+            "0021000101020201"
+        ));
+        let sealed = hex(concat!(
+            "fecf537e729d5b07dc30df528dd22b768d1b98736696a6fd348509fa13ceac34",
+            "cfa2436f14a3f3cf65925bf1f4a13c5d15b21e1884f5ff6247aeabb786b93bce",
+            "61bc17d768fd9732"
+        ));
+        let icv = hex("459018148f6cbe722fd04796562dfdb4");
+        let cipher = Cipher::new(Suite::Aes128Gcm16, &keymat).unwrap();
+        let mut octets = plaintext.clone();
+        assert_eq!(cipher.seal(iv, &aad, &mut octets).to_vec(), icv);
+        assert_eq!(octets, sealed);
+        octets.extend_from_slice(&icv);
+        assert_eq!(cipher.open(iv, &aad, &mut octets), Ok(plaintext.len()));
+        assert_eq!(&octets[..plaintext.len()], &plaintext[..]);
+    }
+
+    #[test]
+    fn keymat_must_have_the_suites_length() {
+        let error = Cipher::new(Suite::Aes256Gcm16, &[0; 20]).unwrap_err();
+        assert_eq!(error.to_string(), "keymat: aes256gcm16 takes 36 octets (key and salt), not 20");
+        assert!("null".parse::<Suite>().is_err());
+    }
+}

@@ -1,0 +1,394 @@
+//! Decapsulation: datagrams from the underlay to packets for the TUN devices, and punts.
+
+use std::hash::Hasher;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use dsvpn_wire::esp;
+use dsvpn_wire::gre::{self, GreHeader};
+use dsvpn_wire::ip::{IpPacket, protocol};
+use dsvpn_wire::virtio::VirtioNetHeader;
+use dsvpn_wire::{read_u32, tcp};
+
+use crate::Shared;
+use crate::aead::ICV_LENGTH;
+use crate::coalesce::{Coalescer, Incoming};
+use crate::counters::{Counter, Tally};
+use crate::encap::{is_syn, max_segment};
+use crate::limiter::{RateLimiter, WordHasher};
+use crate::output::esn_aad;
+use crate::punt::{Punt, PuntKind};
+use crate::replay::ReplayWindow;
+use crate::sa::{InboundSa, InboundSaCounts};
+use crate::tables::{Adjacency, Tables};
+use crate::vector::{Datagram, DatagramKind, Encapsulation, TunBatch};
+
+/// Moves: once per second and adjacency.
+const MOVED_INTERVAL_NS: u64 = 1_000_000_000;
+const MOVED_PER_SECOND: u32 = 1000;
+/// Shortest ESP packet: header, IV, a trailer with its padding, ICV.
+const MIN_ESP: usize = esp::HEADER_AND_IV + 4 + ICV_LENGTH;
+const KEEPALIVE: u8 = 0xff;
+
+/// How a [`Decap`] works.
+#[derive(Clone, Copy, Debug)]
+pub struct DecapConfig {
+    /// Merge consecutive segments of a TCP flow.
+    pub coalesce_tcp: bool,
+    /// Merge consecutive datagrams of a UDP flow: only if the TUN takes GSO_UDP_L4.
+    pub coalesce_udp: bool,
+    /// Check transport checksums before merging also what ESP has authenticated. A merged packet gets a new checksum
+    /// from the kernel; without this check, an error that arose within the peer would be hidden by it. What came by
+    /// plain GRE is always checked.
+    pub verify_checksums: bool,
+}
+
+impl Default for DecapConfig {
+    fn default() -> Self {
+        Self { coalesce_tcp: true, coalesce_udp: true, verify_checksums: false }
+    }
+}
+
+/// Decapsulates for one worker.
+#[derive(Debug)]
+pub struct Decap {
+    shared: Arc<Shared>,
+    config: DecapConfig,
+    tally: Tally,
+    coalescer: Coalescer,
+    moved: RateLimiter,
+}
+
+/// The inbound SA of a run of packets, with its replay window locked.
+struct SaRun<'t> {
+    sa: &'t InboundSa,
+    replay: MutexGuard<'t, ReplayWindow>,
+    counts: InboundSaCounts,
+    /// The adjacency that the last key named.
+    adjacency: Option<(Option<u32>, &'t Adjacency)>,
+}
+
+impl Drop for SaRun<'_> {
+    fn drop(&mut self) {
+        self.sa.count(&self.counts);
+    }
+}
+
+/// The adjacency of a run of packets and what came from it.
+struct AdjacencyRun<'t> {
+    adjacency: Option<&'t Adjacency>,
+    packets: u64,
+    octets: u64,
+    now_ns: u64,
+}
+
+impl<'t> AdjacencyRun<'t> {
+    #[inline]
+    fn count(&mut self, adjacency: &'t Adjacency, octets: usize) {
+        if !self.adjacency.is_some_and(|current| std::ptr::eq(current, adjacency)) {
+            self.flush();
+            self.adjacency = Some(adjacency);
+        }
+        self.packets += 1;
+        self.octets += octets as u64;
+    }
+
+    fn flush(&mut self) {
+        if let Some(adjacency) = self.adjacency.take() {
+            adjacency.counters.inward.count(self.packets, self.octets, self.now_ns);
+        }
+        (self.packets, self.octets) = (0, 0);
+    }
+}
+
+/// What the steps of one run share.
+struct Vector<'t, 'a> {
+    tables: &'t Tables,
+    arena: &'a mut [u8],
+    sa: Option<SaRun<'t>>,
+    run: AdjacencyRun<'t>,
+}
+
+impl Decap {
+    /// A decapsulator that counts and punts to `shared`.
+    pub fn new(shared: Arc<Shared>, config: DecapConfig) -> Self {
+        Self {
+            shared,
+            config,
+            tally: Tally::default(),
+            coalescer: Coalescer::new(),
+            moved: RateLimiter::new(MOVED_INTERVAL_NS, MOVED_PER_SECOND),
+        }
+    }
+
+    /// Change how it works, from the next run on.
+    pub fn set_config(&mut self, config: DecapConfig) {
+        self.config = config;
+    }
+
+    /// Decapsulate datagrams, in place in `arena`. Packets for the TUN devices are appended to `out` and refer to `arena`.
+    ///
+    /// `now_ns` is monotonic time.
+    pub fn run(&mut self, tables: &Tables, arena: &mut [u8], datagrams: &[Datagram], out: &mut TunBatch, now_ns: u64) {
+        let run = AdjacencyRun { adjacency: None, packets: 0, octets: 0, now_ns };
+        let mut vector = Vector { tables, arena, sa: None, run };
+        for datagram in datagrams {
+            let start = datagram.offset as usize;
+            let end = start.saturating_add(datagram.length as usize);
+            if datagram.length == 0 || end > vector.arena.len() {
+                self.tally.add(Counter::UnderlayRxPackets, 1);
+                self.tally.add(Counter::DropMalformedDatagram, 1);
+                continue;
+            }
+            let stride = if datagram.segment_size == 0 { datagram.length } else { datagram.segment_size } as usize;
+            self.tally.add(Counter::UnderlayRxPackets, (end - start).div_ceil(stride) as u64);
+            self.tally.add(Counter::UnderlayRxOctets, (end - start) as u64);
+            for offset in (start..end).step_by(stride) {
+                self.datagram(&mut vector, datagram, offset, stride.min(end - offset));
+            }
+        }
+        vector.run.flush();
+        drop(vector.sa.take());
+        let (merged, packets, octets) = self.coalescer.finish(vector.arena, out);
+        self.tally.add(Counter::Coalesced, merged);
+        self.tally.add(Counter::TunTxPackets, packets);
+        self.tally.add(Counter::TunTxOctets, octets);
+        self.tally.flush(&self.shared.counters);
+    }
+
+    #[inline]
+    fn datagram(&mut self, vector: &mut Vector<'_, '_>, datagram: &Datagram, offset: usize, length: usize) {
+        let result = match datagram.kind {
+            DatagramKind::UdpNat => {
+                let octets = &vector.arena[offset..offset + length];
+                match octets {
+                    [KEEPALIVE] => Err(Counter::KeepalivesReceived),
+                    [0, 0, 0, 0, message @ ..] => self.punt_ike(datagram, message),
+                    [_, _, _, _, ..] => self.esp(vector, datagram, offset, length),
+                    _ => Err(Counter::DropMalformedDatagram),
+                }
+            }
+            DatagramKind::Esp => self.esp(vector, datagram, offset, length),
+            DatagramKind::Gre => self.plain_gre(vector, datagram, offset, length),
+            DatagramKind::UdpIke => self.punt_ike(datagram, &vector.arena[offset..offset + length]),
+        };
+        if let Err(counter) = result {
+            self.tally.add(counter, 1);
+        }
+    }
+
+    #[cold]
+    fn punt_ike(&mut self, datagram: &Datagram, message: &[u8]) -> Result<(), Counter> {
+        if message.is_empty() {
+            return Err(Counter::DropMalformedDatagram);
+        }
+        Err(self.punt(PuntKind::Ike, datagram, None, None, message))
+    }
+
+    /// Queue a punt; the counter to be raised.
+    fn punt(
+        &self,
+        kind: PuntKind,
+        datagram: &Datagram,
+        tunnel: Option<u32>,
+        adjacency: Option<u32>,
+        data: &[u8],
+    ) -> Counter {
+        let queued = self.shared.punts.push(Punt {
+            kind,
+            tunnel,
+            adjacency,
+            next_hop: None,
+            local: datagram.local,
+            local_port: datagram.local_port,
+            remote: Some(datagram.remote),
+            remote_port: datagram.remote_port,
+            data: data.to_vec(),
+        });
+        match kind {
+            PuntKind::Ike if queued => Counter::PuntIke,
+            PuntKind::Nhrp if queued => Counter::PuntNhrp,
+            PuntKind::Moved if queued => Counter::PuntMoved,
+            PuntKind::Ike | PuntKind::Nhrp => Counter::DropPuntOverflow,
+            _ => Counter::PuntLost,
+        }
+    }
+
+    #[inline]
+    fn esp(
+        &mut self,
+        vector: &mut Vector<'_, '_>,
+        datagram: &Datagram,
+        offset: usize,
+        length: usize,
+    ) -> Result<(), Counter> {
+        if length < MIN_ESP {
+            return Err(Counter::DropMalformedEsp);
+        }
+        let octets = &mut vector.arena[offset..offset + length];
+        let spi = read_u32(octets, 0);
+        let run = match &mut vector.sa {
+            Some(run) if run.sa.spi == spi => run,
+            other => {
+                // Let the last SA go before the next is locked.
+                *other = None;
+                let sa = vector.tables.inbound_sa(spi).ok_or(Counter::DropUnknownSpi)?;
+                let replay = sa.replay.lock().unwrap_or_else(PoisonError::into_inner);
+                other.insert(SaRun { sa, replay, counts: InboundSaCounts::default(), adjacency: None })
+            }
+        };
+        let sa = run.sa;
+        let sequence = run.replay.infer(read_u32(octets, 4), sa.esn);
+        if !run.replay.check(sequence) {
+            run.counts.replayed += 1;
+            return Err(Counter::DropReplayed);
+        }
+        let (header, sealed) = octets.split_at_mut(esp::HEADER_AND_IV);
+        let mut iv = [0; 8];
+        iv.copy_from_slice(&header[8..16]);
+        let opened = if sa.esn {
+            let (aad, aad_length) = esn_aad(spi.to_be_bytes(), sequence.to_be_bytes());
+            sa.cipher.open(iv, &aad[..aad_length], sealed)
+        } else {
+            sa.cipher.open(iv, &header[..8], sealed)
+        };
+        let Ok(plaintext) = opened else {
+            run.counts.unauthentic += 1;
+            return Err(Counter::DropUnauthentic);
+        };
+        run.replay.update(sequence);
+        let (payload, next_header) = esp::read_trailer(&sealed[..plaintext]).ok_or(Counter::DropMalformedEsp)?;
+        run.counts.packets += 1;
+        run.counts.octets += payload as u64;
+        match next_header {
+            protocol::GRE => {}
+            protocol::NONE => return Err(Counter::DummiesReceived),
+            _ => return Err(Counter::DropWrongNextHeader),
+        }
+        let gre = GreHeader::parse(&sealed[..payload]).ok_or(Counter::DropMalformedGre)?;
+        let adjacency = match run.adjacency {
+            Some((key, adjacency)) if key == gre.key => adjacency,
+            _ => {
+                let adjacency = find_adjacency(vector.tables, sa, gre.key)?;
+                run.adjacency = Some((gre.key, adjacency));
+                adjacency
+            }
+        };
+        if adjacency.config.remote != datagram.remote || has_moved_port(adjacency, datagram) {
+            self.report_moved(vector.run.now_ns, adjacency, datagram);
+        }
+        let start = offset + esp::HEADER_AND_IV;
+        self.payload(vector, datagram, adjacency, &gre, start, payload)
+    }
+
+    /// An authenticated packet came from another address than its adjacency has.
+    #[cold]
+    fn report_moved(&mut self, now_ns: u64, adjacency: &Adjacency, datagram: &Datagram) {
+        let mut hash = WordHasher::default();
+        hash.write_u32(adjacency.id);
+        if self.moved.pass(hash.finish(), now_ns) {
+            let counter = self.punt(PuntKind::Moved, datagram, Some(adjacency.config.tunnel), Some(adjacency.id), &[]);
+            self.tally.add(counter, 1);
+        }
+    }
+
+    /// GRE that no ESP protects.
+    fn plain_gre(
+        &mut self,
+        vector: &mut Vector<'_, '_>,
+        datagram: &Datagram,
+        offset: usize,
+        length: usize,
+    ) -> Result<(), Counter> {
+        let octets = &vector.arena[offset..offset + length];
+        let gre = GreHeader::parse(octets).ok_or(Counter::DropMalformedGre)?;
+        if let Some(adjacency) = vector.tables.gre_peer(gre.key, datagram.remote) {
+            return self.payload(vector, datagram, adjacency, &gre, offset, length);
+        }
+        let (id, tunnel) = vector.tables.tunnel_of_key(gre.key).ok_or(Counter::DropWrongKey)?;
+        if tunnel.config.protected {
+            return Err(Counter::DropUnprotected);
+        }
+        if gre.protocol == gre::NHRP {
+            // A stranger that registers.
+            return Err(self.punt(PuntKind::Nhrp, datagram, Some(id), None, &octets[gre.length..]));
+        }
+        Err(Counter::DropUnknownPeer)
+    }
+
+    /// What GRE carries; `offset` and `length` are of the GRE packet.
+    #[inline]
+    fn payload<'t>(
+        &mut self,
+        vector: &mut Vector<'t, '_>,
+        datagram: &Datagram,
+        adjacency: &'t Adjacency,
+        gre: &GreHeader,
+        offset: usize,
+        length: usize,
+    ) -> Result<(), Counter> {
+        let inner = offset + gre.length;
+        let octets = &mut vector.arena[inner..offset + length];
+        let version = match gre.protocol {
+            gre::IPV4 => 4,
+            gre::IPV6 => 6,
+            gre::NHRP => {
+                let tunnel = Some(adjacency.config.tunnel);
+                return Err(self.punt(PuntKind::Nhrp, datagram, tunnel, Some(adjacency.id), octets));
+            }
+            _ => return Err(Counter::DropMalformedGre),
+        };
+        let packet = IpPacket::parse(octets).map_err(|_| Counter::DropMalformedInner)?;
+        if packet.version != version {
+            return Err(Counter::DropMalformedInner);
+        }
+        if adjacency.tunnel.mss_clamp
+            && is_syn(&packet, octets)
+            && tcp::clamp_mss(&mut octets[packet.header_length..packet.length], max_segment(adjacency, &packet))
+        {
+            self.tally.add(Counter::MssClamped, 1);
+        }
+        vector.run.count(adjacency, packet.length);
+        let merge = match packet.protocol {
+            protocol::TCP => self.config.coalesce_tcp,
+            _ => self.config.coalesce_udp,
+        };
+        let plain = datagram.kind == DatagramKind::Gre;
+        self.coalescer.add(
+            vector.arena,
+            &Incoming {
+                tunnel: adjacency.config.tunnel,
+                offset: inner,
+                packet,
+                // Behind ESP there are at least 20 octets of this datagram before the inner packet; behind plain GRE
+                // there may be as few as 4.
+                front: !plain && inner >= VirtioNetHeader::LENGTH,
+                merge,
+                verify: plain || self.config.verify_checksums,
+            },
+        );
+        Ok(())
+    }
+}
+
+fn find_adjacency<'t>(tables: &'t Tables, sa: &InboundSa, key: Option<u32>) -> Result<&'t Adjacency, Counter> {
+    let mut reason = Counter::DropNoAdjacency;
+    for &id in &sa.adjacencies {
+        match tables.adjacency(id) {
+            Some(adjacency) if adjacency.config.encapsulation == Encapsulation::Gre => {
+                reason = Counter::DropUnprotected
+            }
+            Some(adjacency) if adjacency.tunnel.key == key => return Ok(adjacency),
+            Some(_) => reason = Counter::DropWrongKey,
+            None => {}
+        }
+    }
+    Err(reason)
+}
+
+/// Whether a UDP datagram came from another port than its UDP adjacency has.
+#[inline]
+fn has_moved_port(adjacency: &Adjacency, datagram: &Datagram) -> bool {
+    adjacency.config.encapsulation == Encapsulation::Udp
+        && datagram.kind == DatagramKind::UdpNat
+        && adjacency.config.remote_port != datagram.remote_port
+}

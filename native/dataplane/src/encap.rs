@@ -1,0 +1,305 @@
+//! Encapsulation: packet vectors from a TUN to messages for the underlay.
+
+mod report;
+mod transmit;
+
+use std::sync::Arc;
+
+use dsvpn_wire::ip::{IpPacket, protocol, read_u128};
+use dsvpn_wire::{read_u32, tcp};
+
+use crate::Shared;
+use crate::counters::{Counter, Tally};
+use crate::limiter::RateLimiter;
+use crate::output::Output;
+use crate::tables::{Adjacency, Tables, Tunnel};
+use crate::vector::{GsoLimits, PacketMeta, SendBatch, TunBatch};
+
+/// Misses and redirects: once per second and key.
+const PUNT_INTERVAL_NS: u64 = 1_000_000_000;
+const PUNTS_PER_SECOND: u32 = 1000;
+/// ICMP errors: once per this time and pair of addresses; a sender that lost the first one asks again soon.
+const TOO_BIG_INTERVAL_NS: u64 = 20_000_000;
+const TOO_BIG_PER_SECOND: u32 = 1000;
+/// Octets of the packet's head in a redirect punt.
+const REDIRECT_HEAD: usize = 128;
+
+/// How an [`Encap`] works.
+#[derive(Clone, Copy, Debug)]
+pub struct EncapConfig {
+    /// How much one UDP message may hold.
+    pub udp: GsoLimits,
+}
+
+impl Default for EncapConfig {
+    fn default() -> Self {
+        Self { udp: GsoLimits::UDP }
+    }
+}
+
+/// How far [`Encap::run`] came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Packets that are dealt with. Fewer than were given: the send arena is full.
+    pub consumed: usize,
+}
+
+/// Where a packet was left when the arena was full: the copy (multicast) and the segment that come next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Resume {
+    copy: u32,
+    segment: u32,
+}
+
+/// Encapsulates for one worker.
+#[derive(Debug)]
+pub struct Encap {
+    shared: Arc<Shared>,
+    limits: GsoLimits,
+    tally: Tally,
+    /// With the tunnel that the packet is of.
+    resume: Option<(u32, Resume)>,
+    misses: RateLimiter,
+    redirects: RateLimiter,
+    too_big: RateLimiter,
+    scratch: Vec<u8>,
+}
+
+/// Where packets to one destination go, kept from packet to packet of a vector.
+#[derive(Clone, Copy)]
+struct Resolved<'t> {
+    version: u8,
+    destination: u128,
+    next_hop: Option<u32>,
+    adjacency: Option<&'t Adjacency>,
+    resolve: bool,
+}
+
+/// The adjacency of a run of packets and what the run has sent, added to its counters once.
+#[derive(Default)]
+struct Run<'t> {
+    adjacency: Option<&'t Adjacency>,
+    packets: u64,
+    octets: u64,
+}
+
+impl<'t> Run<'t> {
+    #[inline]
+    fn count(&mut self, adjacency: &'t Adjacency, packets: u64, octets: u64, now_ns: u64) {
+        if !self.adjacency.is_some_and(|current| std::ptr::eq(current, adjacency)) {
+            self.flush(now_ns);
+            self.adjacency = Some(adjacency);
+        }
+        self.packets += packets;
+        self.octets += octets;
+    }
+
+    fn flush(&mut self, now_ns: u64) {
+        if let Some(adjacency) = self.adjacency.take()
+            && self.packets != 0
+        {
+            adjacency.counters.outward.count(self.packets, self.octets, now_ns);
+            if let Some(sa) = &adjacency.outbound {
+                sa.count(self.packets, self.octets);
+            }
+        }
+        (self.packets, self.octets) = (0, 0);
+    }
+}
+
+/// What the steps of one run share.
+struct Vector<'t, 'o> {
+    tables: &'t Tables,
+    tunnel_id: u32,
+    tunnel: &'t Tunnel,
+    output: Output<'o>,
+    replies: &'o mut TunBatch,
+    run: Run<'t>,
+    now_ns: u64,
+}
+
+/// What became of a packet.
+enum Outcome {
+    Done,
+    /// The arena is full; go on here.
+    Full(Resume),
+}
+
+impl Encap {
+    /// An encapsulator that counts and punts to `shared`.
+    pub fn new(shared: Arc<Shared>, config: EncapConfig) -> Self {
+        Self {
+            shared,
+            limits: config.udp,
+            tally: Tally::default(),
+            resume: None,
+            misses: RateLimiter::new(PUNT_INTERVAL_NS, PUNTS_PER_SECOND),
+            redirects: RateLimiter::new(PUNT_INTERVAL_NS, PUNTS_PER_SECOND),
+            too_big: RateLimiter::new(TOO_BIG_INTERVAL_NS, TOO_BIG_PER_SECOND),
+            scratch: Vec::with_capacity(64 * 1024),
+        }
+    }
+
+    /// Change how much one UDP message may hold, from the next run on.
+    pub fn set_limits(&mut self, udp: GsoLimits) {
+        self.limits = udp;
+    }
+
+    /// Encapsulate packets of a tunnel into `send` and `batch`, in order; ICMP errors about them go to `replies`.
+    ///
+    /// `send` has at least [`crate::MIN_SEND_ARENA`] octets. When it is full, fewer packets are consumed than were given: the
+    /// caller sends and clears the batch and calls again, beginning with the first packet that was not consumed.
+    /// `now_ns` is monotonic time.
+    #[allow(clippy::too_many_arguments)]
+    pub fn run(
+        &mut self,
+        tables: &Tables,
+        tunnel: u32,
+        arena: &[u8],
+        packets: &[PacketMeta],
+        send: &mut [u8],
+        batch: &mut SendBatch,
+        replies: &mut TunBatch,
+        now_ns: u64,
+    ) -> Progress {
+        let Some(found) = tables.tunnel(tunnel) else {
+            self.shared.counters.add(Counter::DropNoTunnel, packets.len() as u64);
+            return Progress { consumed: packets.len() };
+        };
+        let output = Output::new(send, batch, self.limits);
+        let messages = output.messages();
+        let mut vector =
+            Vector { tables, tunnel_id: tunnel, tunnel: found, output, replies, run: Run::default(), now_ns };
+        let mut last = None;
+        let mut consumed = packets.len();
+        let mut left = self.resume.take().filter(|(of, _)| *of == tunnel).map(|(_, resume)| resume);
+        for (index, meta) in packets.iter().enumerate() {
+            let resume = left.take().unwrap_or_default();
+            if let Outcome::Full(resume) = self.packet(&mut vector, &mut last, arena, meta, resume) {
+                if vector.output.is_empty() {
+                    // Not even an empty arena has room: the caller's arena is below the minimum.
+                    self.tally.add(Counter::DropTooBig, 1);
+                    continue;
+                }
+                self.resume = Some((tunnel, resume));
+                consumed = index;
+                break;
+            }
+        }
+        vector.run.flush(now_ns);
+        self.tally.add(Counter::UnderlayTxMessages, (vector.output.messages() - messages) as u64);
+        self.tally.flush(&self.shared.counters);
+        Progress { consumed }
+    }
+
+    fn packet<'t>(
+        &mut self,
+        vector: &mut Vector<'t, '_>,
+        last: &mut Option<Resolved<'t>>,
+        arena: &[u8],
+        meta: &PacketMeta,
+        resume: Resume,
+    ) -> Outcome {
+        let fresh = resume == Resume::default();
+        if fresh {
+            self.tally.add(Counter::TunRxPackets, 1);
+            self.tally.add(Counter::TunRxOctets, u64::from(meta.length));
+        }
+        let start = meta.offset as usize;
+        let Some(octets) = arena.get(start..start.saturating_add(meta.length as usize)) else {
+            return self.drop(Counter::DropMalformedInner);
+        };
+        let Ok(packet) = IpPacket::parse(octets) else {
+            return self.drop(Counter::DropMalformedInner);
+        };
+        let octets = &octets[..packet.length];
+        let destination = if packet.version == 4 { u128::from(read_u32(octets, 16)) } else { read_u128(octets, 24) };
+        if is_multicast(&packet, destination) {
+            return self.multicast(vector, octets, &packet, meta, resume);
+        }
+        let resolved = match last {
+            Some(resolved) if resolved.destination == destination && resolved.version == packet.version => *resolved,
+            _ => *last.insert(resolve(vector, packet.version, destination)),
+        };
+        let Some(next_hop) = resolved.next_hop else {
+            return self.drop(Counter::DropNoRoute);
+        };
+        if resolved.resolve && fresh {
+            self.punt_miss(vector, next_hop, &packet, octets, destination);
+        }
+        let Some(adjacency) = resolved.adjacency else {
+            return self.drop(Counter::DropNoAdjacency);
+        };
+        if vector.tunnel.config.redirect && fresh {
+            self.detect_redirect(vector, adjacency, &packet, octets, destination);
+        }
+        match self.transmit(vector, adjacency, octets, &packet, meta, resume.segment) {
+            None => Outcome::Done,
+            Some(segment) => Outcome::Full(Resume { copy: 0, segment }),
+        }
+    }
+
+    fn drop(&mut self, reason: Counter) -> Outcome {
+        self.tally.add(reason, 1);
+        Outcome::Done
+    }
+
+    /// A copy to every adjacency of the tunnel's multicast list.
+    fn multicast<'t>(
+        &mut self,
+        vector: &mut Vector<'t, '_>,
+        octets: &[u8],
+        packet: &IpPacket,
+        meta: &PacketMeta,
+        mut resume: Resume,
+    ) -> Outcome {
+        let tables = vector.tables;
+        let list = &vector.tunnel.multicast;
+        if list.is_empty() {
+            return self.drop(Counter::DropNoMulticast);
+        }
+        while let Some(&id) = list.get(resume.copy as usize) {
+            match tables.adjacency(id) {
+                None => self.tally.add(Counter::DropNoAdjacency, 1),
+                Some(adjacency) => {
+                    if let Some(segment) = self.transmit(vector, adjacency, octets, packet, meta, resume.segment) {
+                        return Outcome::Full(Resume { segment, ..resume });
+                    }
+                }
+            }
+            resume = Resume { copy: resume.copy + 1, segment: 0 };
+        }
+        Outcome::Done
+    }
+}
+
+fn resolve<'t>(vector: &Vector<'t, '_>, version: u8, destination: u128) -> Resolved<'t> {
+    let tunnel = vector.tunnel;
+    let next_hop = if version == 4 { tunnel.v4.lookup(destination as u32) } else { tunnel.v6.lookup(destination) };
+    let entry = next_hop.map(|id| vector.tables.next_hop(id)).unwrap_or_default();
+    let adjacency = entry.adjacency.and_then(|id| vector.tables.adjacency(id));
+    Resolved { version, destination, next_hop, adjacency, resolve: entry.resolve }
+}
+
+#[inline]
+fn is_multicast(packet: &IpPacket, destination: u128) -> bool {
+    if packet.version == 4 {
+        destination >> 28 == 0xe || destination == u128::from(u32::MAX)
+    } else {
+        destination >> 120 == 0xff
+    }
+}
+
+/// Whether the packet is the TCP SYN that opens a connection (not a later fragment).
+#[inline]
+pub(crate) fn is_syn(packet: &IpPacket, octets: &[u8]) -> bool {
+    packet.protocol == protocol::TCP
+        && !packet.fragment
+        && octets.get(packet.header_length + 13).is_some_and(|flags| flags & tcp::SYN != 0)
+}
+
+/// The TCP MSS that fills the adjacency's MTU (RFC 9293 section 3.7.1).
+pub(crate) fn max_segment(adjacency: &Adjacency, packet: &IpPacket) -> u16 {
+    let headers = tcp::HEADER as u32 + if packet.version == 4 { 20 } else { 40 };
+    adjacency.config.mtu.saturating_sub(headers).clamp(1, u32::from(u16::MAX)) as u16
+}

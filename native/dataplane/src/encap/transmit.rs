@@ -1,0 +1,259 @@
+//! A packet through one adjacency: single, cut to fragments, or a superpacket segment by segment.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use dsvpn_wire::ip::{IpPacket, protocol};
+use dsvpn_wire::{gre, tcp, virtio};
+
+use super::{Encap, Vector, is_syn, max_segment};
+use crate::counters::Counter;
+use crate::fragment::Fragments;
+use crate::sa::OutboundSa;
+use crate::segment::{Superpacket, checksum_fits, complete_checksum};
+use crate::tables::Adjacency;
+use crate::vector::{Encapsulation, PacketMeta};
+
+impl Encap {
+    /// Send a packet or superpacket through an adjacency. `Some(segment)`: the arena is full, that segment comes next.
+    #[inline]
+    pub(super) fn transmit<'t>(
+        &mut self,
+        vector: &mut Vector<'t, '_>,
+        adjacency: &'t Adjacency,
+        octets: &[u8],
+        packet: &IpPacket,
+        meta: &PacketMeta,
+        segment: u32,
+    ) -> Option<u32> {
+        let sa = match (&adjacency.outbound, adjacency.config.encapsulation) {
+            (_, Encapsulation::Gre) => None,
+            (Some(sa), _) => Some(&**sa),
+            (None, _) => {
+                self.tally.add(Counter::DropNoSa, 1);
+                return None;
+            }
+        };
+        if meta.virtio.gso_type == virtio::GSO_NONE {
+            self.transmit_single(vector, adjacency, sa, octets, packet, meta)
+        } else {
+            self.transmit_superpacket(vector, adjacency, sa, octets, packet, meta, segment)
+        }
+    }
+
+    #[inline]
+    fn transmit_single<'t>(
+        &mut self,
+        vector: &mut Vector<'t, '_>,
+        adjacency: &'t Adjacency,
+        sa: Option<&OutboundSa>,
+        octets: &[u8],
+        packet: &IpPacket,
+        meta: &PacketMeta,
+    ) -> Option<u32> {
+        let length = octets.len();
+        if length > adjacency.config.mtu as usize {
+            return self.transmit_large(vector, adjacency, sa, octets, packet, meta);
+        }
+        if vector.output.room(length) == 0 {
+            return Some(0);
+        }
+        let needs_checksum = meta.virtio.flags & virtio::NEEDS_CSUM != 0;
+        let clamp = vector.tunnel.config.mss_clamp && is_syn(packet, octets);
+        if !needs_checksum && !clamp {
+            self.send_many(vector, adjacency, sa, packet, 0..1, |_| length, |_, place| place.copy_from_slice(octets));
+            return None;
+        }
+        if needs_checksum && !checksum_fits(packet, &meta.virtio) {
+            self.tally.add(Counter::DropMalformedVirtio, 1);
+            return None;
+        }
+        let clamped = Cell::new(false);
+        self.send_many(
+            vector,
+            adjacency,
+            sa,
+            packet,
+            0..1,
+            |_| length,
+            |_, place| {
+                place.copy_from_slice(octets);
+                // First the checksum: the clamp corrects a complete one by the difference.
+                if needs_checksum {
+                    complete_checksum(place, packet, &meta.virtio);
+                }
+                if clamp {
+                    clamped.set(tcp::clamp_mss(&mut place[packet.header_length..], max_segment(adjacency, packet)));
+                }
+            },
+        );
+        self.tally.add(Counter::MssClamped, u64::from(clamped.get()));
+        None
+    }
+
+    /// A packet larger than the adjacency's MTU: fragments, or an ICMP error.
+    #[cold]
+    fn transmit_large<'t>(
+        &mut self,
+        vector: &mut Vector<'t, '_>,
+        adjacency: &'t Adjacency,
+        sa: Option<&OutboundSa>,
+        octets: &[u8],
+        packet: &IpPacket,
+        meta: &PacketMeta,
+    ) -> Option<u32> {
+        if packet.dont_fragment {
+            self.answer_too_big(vector, adjacency, packet, octets);
+            return None;
+        }
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.clear();
+        scratch.extend_from_slice(octets);
+        let needs_checksum = meta.virtio.flags & virtio::NEEDS_CSUM != 0;
+        let full = if needs_checksum && !checksum_fits(packet, &meta.virtio) {
+            self.tally.add(Counter::DropMalformedVirtio, 1);
+            None
+        } else {
+            if needs_checksum {
+                complete_checksum(&mut scratch, packet, &meta.virtio);
+            }
+            self.transmit_fragments(vector, adjacency, sa, &scratch, packet)
+        };
+        self.scratch = scratch;
+        full
+    }
+
+    fn transmit_fragments<'t>(
+        &mut self,
+        vector: &mut Vector<'t, '_>,
+        adjacency: &'t Adjacency,
+        sa: Option<&OutboundSa>,
+        octets: &[u8],
+        packet: &IpPacket,
+    ) -> Option<u32> {
+        let mtu = adjacency.config.mtu as usize;
+        let Some(fragments) = Fragments::new(octets, packet, mtu) else {
+            self.tally.add(Counter::DropTooBig, 1);
+            return None;
+        };
+        // All or none: the fragments of one packet are not sent apart.
+        if vector.output.room(mtu) < fragments.count() as usize {
+            return Some(0);
+        }
+        self.tally.add(Counter::Fragmented, 1);
+        let count = fragments.count();
+        self.send_many(
+            vector,
+            adjacency,
+            sa,
+            packet,
+            0..count,
+            |index| fragments.length(index),
+            |index, place| {
+                fragments.write(index, place);
+            },
+        );
+        None
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn transmit_superpacket<'t>(
+        &mut self,
+        vector: &mut Vector<'t, '_>,
+        adjacency: &'t Adjacency,
+        sa: Option<&OutboundSa>,
+        octets: &[u8],
+        packet: &IpPacket,
+        meta: &PacketMeta,
+        segment: u32,
+    ) -> Option<u32> {
+        let Ok(mut superpacket) = Superpacket::parse(octets, packet, &meta.virtio) else {
+            self.tally.add(Counter::DropMalformedVirtio, 1);
+            return None;
+        };
+        let mtu = adjacency.config.mtu as usize;
+        if superpacket.largest() > mtu {
+            if packet.dont_fragment {
+                self.answer_too_big(vector, adjacency, packet, octets);
+                return None;
+            }
+            if packet.protocol == protocol::UDP {
+                return self.transmit_large_datagrams(vector, adjacency, sa, &superpacket, segment);
+            }
+            let Some(size) = mtu.checked_sub(superpacket.headers()).filter(|size| *size > 0) else {
+                self.tally.add(Counter::DropTooBig, 1);
+                return None;
+            };
+            superpacket.shrink(size);
+        }
+        let fit = vector.output.room(superpacket.largest()).min(u32::MAX as usize) as u32;
+        let end = superpacket.count().min(segment.saturating_add(fit));
+        if segment < end {
+            let length = |index| superpacket.length(index);
+            self.send_many(vector, adjacency, sa, packet, segment..end, length, |index, place| {
+                superpacket.write(index, place);
+            });
+        }
+        (end < superpacket.count()).then_some(end)
+    }
+
+    /// UDP datagrams of a superpacket that are each larger than the MTU, without DF.
+    #[cold]
+    fn transmit_large_datagrams<'t>(
+        &mut self,
+        vector: &mut Vector<'t, '_>,
+        adjacency: &'t Adjacency,
+        sa: Option<&OutboundSa>,
+        superpacket: &Superpacket<'_>,
+        segment: u32,
+    ) -> Option<u32> {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut full = None;
+        for index in segment..superpacket.count() {
+            scratch.clear();
+            scratch.resize(superpacket.length(index), 0);
+            superpacket.write(index, &mut scratch);
+            let Ok(packet) = IpPacket::parse(&scratch) else {
+                break;
+            };
+            if self.transmit_fragments(vector, adjacency, sa, &scratch, &packet).is_some() {
+                full = Some(index);
+                break;
+            }
+        }
+        self.scratch = scratch;
+        full
+    }
+
+    /// Send datagrams for which there is room, with sequence numbers reserved for all of them at once.
+    #[inline]
+    #[allow(clippy::too_many_arguments)]
+    fn send_many<'t>(
+        &mut self,
+        vector: &mut Vector<'t, '_>,
+        adjacency: &'t Adjacency,
+        sa: Option<&OutboundSa>,
+        packet: &IpPacket,
+        indices: Range<u32>,
+        length: impl Fn(u32) -> usize,
+        fill: impl Fn(u32, &mut [u8]),
+    ) {
+        let wanted = indices.end - indices.start;
+        let (first, granted) = sa.map_or((0, wanted), |sa| sa.reserve(wanted));
+        if granted < wanted {
+            self.tally.add(Counter::DropSequenceExhausted, u64::from(wanted - granted));
+        }
+        let tos = if adjacency.tunnel.copy_dscp { packet.tos & 0xfc } else { 0 };
+        let protocol = if packet.version == 4 { gre::IPV4 } else { gre::IPV6 };
+        let (mut inner_octets, mut outer_octets) = (0, 0);
+        for (number, index) in (indices.start..indices.start + granted).enumerate() {
+            let inner = length(index);
+            let seal = sa.map(|sa| (sa, first + number as u64));
+            outer_octets += vector.output.emit(adjacency, seal, tos, protocol, inner, |place| fill(index, place));
+            inner_octets += inner;
+        }
+        vector.run.count(adjacency, u64::from(granted), inner_octets as u64, vector.now_ns);
+        self.tally.add(Counter::UnderlayTxPackets, u64::from(granted));
+        self.tally.add(Counter::UnderlayTxOctets, outer_octets as u64);
+    }
+}

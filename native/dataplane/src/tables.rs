@@ -1,0 +1,250 @@
+//! What the workers read: tunnels, adjacencies, next hops, FIBs and inbound SAs.
+//!
+//! There are two copies (left-right): workers read one while the writer changes the other. What packets change
+//! (sequence numbers, replay windows, counters) lies behind `Arc`s that both copies share.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use left_right::{Absorb, ReadGuard, ReadHandle};
+
+use crate::fib::Fib;
+use crate::prefix::Prefix;
+use crate::sa::{AdjacencyCounters, InboundSa, OutboundSa};
+use crate::spi;
+use crate::vector::{Encapsulation, Endpoint};
+
+/// What a tunnel is, from its configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TunnelConfig {
+    /// GRE key, sent and expected.
+    pub key: Option<u32>,
+    /// It takes nothing but ESP; otherwise nothing but plain GRE with its key.
+    pub protected: bool,
+    /// Report packets that come from one adjacency and leave by another.
+    pub redirect: bool,
+    /// Lower the MSS of TCP SYN to the adjacency's MTU, both ways.
+    pub mss_clamp: bool,
+    /// Copy the inner DSCP to the outer header.
+    pub copy_dscp: bool,
+}
+
+impl Default for TunnelConfig {
+    fn default() -> Self {
+        Self { key: None, protected: true, redirect: false, mss_clamp: true, copy_dscp: true }
+    }
+}
+
+/// The peer of one tunnel at the other end of the underlay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdjacencyConfig {
+    /// Its tunnel.
+    pub tunnel: u32,
+    /// How its packets are wrapped.
+    pub encapsulation: Encapsulation,
+    /// Our underlay address; `None` lets the kernel choose.
+    pub local: Option<IpAddr>,
+    /// The peer's underlay address.
+    pub remote: IpAddr,
+    /// The peer's port, 0 for ESP and GRE.
+    pub remote_port: u16,
+    /// Octets of the largest inner packet.
+    pub mtu: u32,
+}
+
+/// A tunnel and its FIBs.
+#[derive(Clone, Debug)]
+pub struct Tunnel {
+    /// Its configuration.
+    pub config: TunnelConfig,
+    /// Its IPv4 routes.
+    pub v4: Fib<u32>,
+    /// Its IPv6 routes.
+    pub v6: Fib<u128>,
+    /// The adjacencies that get a copy of multicast packets.
+    pub multicast: Arc<[u32]>,
+}
+
+/// An adjacency, ready for packets.
+#[derive(Clone, Debug)]
+pub struct Adjacency {
+    /// Its id.
+    pub id: u32,
+    /// What it was made of.
+    pub config: AdjacencyConfig,
+    /// Its tunnel's configuration.
+    pub tunnel: TunnelConfig,
+    /// Where its messages go, with a TOS of 0.
+    pub endpoint: Endpoint,
+    /// What seals, unless it is plain GRE.
+    pub outbound: Option<Arc<OutboundSa>>,
+    pub(crate) counters: Arc<AdjacencyCounters>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct NextHop {
+    pub(crate) adjacency: Option<u32>,
+    pub(crate) resolve: bool,
+}
+
+/// One copy of the tables.
+#[derive(Clone, Debug, Default)]
+pub struct Tables {
+    tunnels: Vec<Option<Tunnel>>,
+    adjacencies: Vec<Option<Arc<Adjacency>>>,
+    next_hops: Vec<NextHop>,
+    inbound: Vec<Option<Arc<InboundSa>>>,
+    // Plain GRE: key and remote address to adjacency.
+    gre_peers: HashMap<(Option<u32>, IpAddr), u32>,
+}
+
+impl Tables {
+    /// A tunnel by id.
+    #[inline]
+    pub fn tunnel(&self, id: u32) -> Option<&Tunnel> {
+        self.tunnels.get(id as usize)?.as_ref()
+    }
+
+    /// An adjacency by id.
+    #[inline]
+    pub fn adjacency(&self, id: u32) -> Option<&Adjacency> {
+        self.adjacencies.get(id as usize)?.as_deref()
+    }
+
+    #[inline]
+    pub(crate) fn next_hop(&self, id: u32) -> NextHop {
+        self.next_hops.get(id as usize).copied().unwrap_or_default()
+    }
+
+    /// An inbound SA by SPI: an index and a compare.
+    #[inline]
+    pub fn inbound_sa(&self, spi: u32) -> Option<&InboundSa> {
+        self.inbound.get(spi::slot(spi))?.as_deref().filter(|sa| sa.spi == spi)
+    }
+
+    /// The next hop that a tunnel's FIB has for an address.
+    pub fn lookup(&self, tunnel: u32, address: IpAddr) -> Option<u32> {
+        let tunnel = self.tunnel(tunnel)?;
+        match address {
+            IpAddr::V4(v4) => tunnel.v4.lookup(v4.to_bits()),
+            IpAddr::V6(v6) => tunnel.v6.lookup(v6.to_bits()),
+        }
+    }
+
+    pub(crate) fn gre_peer(&self, key: Option<u32>, remote: IpAddr) -> Option<&Adjacency> {
+        self.adjacency(*self.gre_peers.get(&(key, remote))?)
+    }
+
+    /// Tunnels with a GRE key: the first that is not protected, or else one that is.
+    pub(crate) fn tunnel_of_key(&self, key: Option<u32>) -> Option<(u32, &Tunnel)> {
+        let tunnels = self.tunnels.iter().enumerate().filter_map(|(id, tunnel)| Some((id as u32, tunnel.as_ref()?)));
+        tunnels.filter(|(_, tunnel)| tunnel.config.key == key).min_by_key(|(_, tunnel)| tunnel.config.protected)
+    }
+}
+
+/// One change, applied to both copies.
+#[derive(Clone, Debug)]
+pub(crate) enum Operation {
+    Tunnel(u32, Option<TunnelConfig>),
+    Adjacency(u32, Option<Arc<Adjacency>>),
+    NextHop(u32, NextHop),
+    SetRoute { tunnel: u32, prefix: Prefix, next_hop: u32 },
+    RemoveRoute { tunnel: u32, prefix: Prefix, cover: Option<(u8, u32)> },
+    Enlarge { tunnel: u32, ipv6: bool, routes: Arc<[(Prefix, u32)]> },
+    Multicast(u32, Arc<[u32]>),
+    Inbound(usize, Option<Arc<InboundSa>>),
+    GrePeer((Option<u32>, IpAddr), Option<u32>),
+}
+
+fn put<T: Clone + Default>(entries: &mut Vec<T>, index: usize, value: T) {
+    if index >= entries.len() {
+        entries.resize(index + 1, T::default());
+    }
+    entries[index] = value;
+}
+
+impl Tunnel {
+    fn new(config: TunnelConfig) -> Self {
+        Self { config, v4: Fib::default(), v6: Fib::default(), multicast: Arc::new([]) }
+    }
+
+    fn set_route(&mut self, prefix: Prefix, next_hop: u32) {
+        match prefix.address() {
+            IpAddr::V4(v4) => self.v4.insert(v4.to_bits(), prefix.length(), next_hop),
+            IpAddr::V6(v6) => self.v6.insert(v6.to_bits(), prefix.length(), next_hop),
+        }
+    }
+}
+
+impl Tables {
+    fn apply(&mut self, operation: &Operation) {
+        match operation {
+            Operation::Tunnel(id, config) => put(&mut self.tunnels, *id as usize, config.map(Tunnel::new)),
+            Operation::Adjacency(id, adjacency) => put(&mut self.adjacencies, *id as usize, adjacency.clone()),
+            Operation::NextHop(id, next_hop) => put(&mut self.next_hops, *id as usize, *next_hop),
+            Operation::Inbound(slot, sa) => put(&mut self.inbound, *slot, sa.clone()),
+            Operation::GrePeer(peer, Some(adjacency)) => {
+                self.gre_peers.insert(*peer, *adjacency);
+            }
+            Operation::GrePeer(peer, None) => {
+                self.gre_peers.remove(peer);
+            }
+            Operation::SetRoute { tunnel, prefix, next_hop } => {
+                if let Some(tunnel) = self.tunnel_mut(*tunnel) {
+                    tunnel.set_route(*prefix, *next_hop);
+                }
+            }
+            Operation::RemoveRoute { tunnel, prefix, cover } => {
+                if let Some(tunnel) = self.tunnel_mut(*tunnel) {
+                    match prefix.address() {
+                        IpAddr::V4(v4) => tunnel.v4.remove(v4.to_bits(), prefix.length(), *cover),
+                        IpAddr::V6(v6) => tunnel.v6.remove(v6.to_bits(), prefix.length(), *cover),
+                    }
+                }
+            }
+            Operation::Enlarge { tunnel, ipv6, routes } => {
+                if let Some(tunnel) = self.tunnel_mut(*tunnel) {
+                    if *ipv6 {
+                        tunnel.v6 = Fib::large();
+                    } else {
+                        tunnel.v4 = Fib::large();
+                    }
+                    for (prefix, next_hop) in routes.iter() {
+                        tunnel.set_route(*prefix, *next_hop);
+                    }
+                }
+            }
+            Operation::Multicast(tunnel, adjacencies) => {
+                if let Some(tunnel) = self.tunnel_mut(*tunnel) {
+                    tunnel.multicast = Arc::clone(adjacencies);
+                }
+            }
+        }
+    }
+
+    fn tunnel_mut(&mut self, id: u32) -> Option<&mut Tunnel> {
+        self.tunnels.get_mut(id as usize)?.as_mut()
+    }
+}
+
+impl Absorb<Operation> for Tables {
+    fn absorb_first(&mut self, operation: &mut Operation, _other: &Self) {
+        self.apply(operation);
+    }
+
+    fn sync_with(&mut self, first: &Self) {
+        self.clone_from(first);
+    }
+}
+
+/// A worker's view of the tables: one per worker.
+#[derive(Clone, Debug)]
+pub struct TablesReader(pub(crate) ReadHandle<Tables>);
+
+impl TablesReader {
+    /// The tables as they are, until the guard is let go: enter once per vector. `None` when the writer is gone.
+    pub fn enter(&self) -> Option<ReadGuard<'_, Tables>> {
+        self.0.enter()
+    }
+}

@@ -1,0 +1,383 @@
+//! The commands that change the tables.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use left_right::WriteHandle;
+
+use crate::aead::{Cipher, Suite};
+use crate::error::TablesError;
+use crate::prefix::Prefix;
+use crate::replay::MAX_REPLAY_WINDOW;
+use crate::sa::{AdjacencyCounters, AdjacencyCounts, InboundSa, InboundSaCounts, OutboundSa, OutboundSaCounts};
+use crate::spi::{self, SpiAllocator};
+use crate::tables::{Adjacency, AdjacencyConfig, NextHop, Operation, Tables, TablesReader, TunnelConfig};
+use crate::vector::{Encapsulation, Endpoint};
+
+/// First tunnel id that is too large.
+pub const TUNNEL_LIMIT: u32 = 1 << 12;
+/// First adjacency id that is too large.
+pub const ADJACENCY_LIMIT: u32 = 1 << 20;
+/// First next hop id that is too large.
+pub const NEXT_HOP_LIMIT: u32 = 1 << 20;
+
+/// Routes of one family beyond which a FIB gets its large root: 256 KiB a copy.
+const LARGE_FIB: usize = 4096;
+
+/// Empty tables: the one writer, and a reader to clone for every worker.
+pub fn tables() -> (TablesWriter, TablesReader) {
+    let (mut handle, reader) = left_right::new::<Tables, Operation>();
+    // The first publication copies whole tables; made while they are empty, it costs nothing.
+    handle.publish();
+    let writer = TablesWriter {
+        handle,
+        tunnels: HashMap::new(),
+        adjacencies: HashMap::new(),
+        next_hops: HashMap::new(),
+        inbound: HashMap::new(),
+        gre_peers: HashMap::new(),
+        spis: SpiAllocator::default(),
+    };
+    (writer, TablesReader(reader))
+}
+
+#[derive(Debug)]
+struct TunnelRecord {
+    config: TunnelConfig,
+    // By length, so that the covering prefix of another is found by as many probes as it has bits.
+    routes: HashMap<Prefix, u32>,
+    v4: usize,
+    v6: usize,
+    large_v4: bool,
+    large_v6: bool,
+}
+
+/// Checks commands and applies them at [`TablesWriter::commit`]. There is one per data plane.
+#[derive(Debug)]
+pub struct TablesWriter {
+    handle: WriteHandle<Tables, Operation>,
+    tunnels: HashMap<u32, TunnelRecord>,
+    adjacencies: HashMap<u32, Arc<Adjacency>>,
+    // With the number of routes that point at each.
+    next_hops: HashMap<u32, (NextHop, u32)>,
+    inbound: HashMap<u32, Arc<InboundSa>>,
+    // The adjacencies of one key and remote address in the order they were set: the last one counts.
+    gre_peers: HashMap<(Option<u32>, IpAddr), Vec<u32>>,
+    spis: SpiAllocator,
+}
+
+fn check_id(what: &'static str, id: u32, limit: u32) -> Result<(), TablesError> {
+    if id < limit { Ok(()) } else { Err(TablesError::IdTooLarge { what, id, limit }) }
+}
+
+impl TablesWriter {
+    /// Make the changes since the last commit visible. Returns when no vector in flight sees the old tables.
+    ///
+    /// The caller holds no guard of a reader.
+    pub fn commit(&mut self) {
+        if self.handle.has_pending_operations() {
+            self.handle.publish();
+            // The second publication waits for the readers of the copy that the first one took out of use.
+            self.handle.publish();
+        }
+    }
+
+    fn apply(&mut self, operation: Operation) {
+        self.handle.append(operation);
+    }
+
+    /// Add a tunnel.
+    pub fn add_tunnel(&mut self, id: u32, config: TunnelConfig) -> Result<(), TablesError> {
+        check_id("tunnel", id, TUNNEL_LIMIT)?;
+        if self.tunnels.contains_key(&id) {
+            return Err(TablesError::TunnelExists(id));
+        }
+        let record = TunnelRecord { config, routes: HashMap::new(), v4: 0, v6: 0, large_v4: false, large_v6: false };
+        self.tunnels.insert(id, record);
+        self.apply(Operation::Tunnel(id, Some(config)));
+        Ok(())
+    }
+
+    /// Remove a tunnel with its routes and adjacencies.
+    pub fn remove_tunnel(&mut self, id: u32) -> Result<(), TablesError> {
+        let record = self.tunnels.remove(&id).ok_or(TablesError::UnknownTunnel(id))?;
+        for next_hop in record.routes.values() {
+            self.release_next_hop(*next_hop);
+        }
+        let of_tunnel = |adjacency: &&Arc<Adjacency>| adjacency.config.tunnel == id;
+        let adjacencies: Vec<u32> = self.adjacencies.values().filter(of_tunnel).map(|adjacency| adjacency.id).collect();
+        for adjacency in adjacencies {
+            self.remove_adjacency(adjacency)?;
+        }
+        self.apply(Operation::Tunnel(id, None));
+        Ok(())
+    }
+
+    /// Make or replace an adjacency. It keeps its counters and, unless it becomes plain GRE, its outbound SA.
+    pub fn set_adjacency(&mut self, id: u32, config: AdjacencyConfig) -> Result<(), TablesError> {
+        check_id("adjacency", id, ADJACENCY_LIMIT)?;
+        let tunnel = self.tunnels.get(&config.tunnel).ok_or(TablesError::UnknownTunnel(config.tunnel))?.config;
+        let encapsulation = config.encapsulation;
+        if tunnel.protected == (encapsulation == Encapsulation::Gre) {
+            let protected = tunnel.protected;
+            return Err(TablesError::Protection { tunnel: config.tunnel, protected, encapsulation });
+        }
+        if (encapsulation == Encapsulation::Udp) == (config.remote_port == 0) {
+            return Err(TablesError::RemotePort { encapsulation, port: config.remote_port });
+        }
+        if let Some(local) = config.local
+            && local.is_ipv4() != config.remote.is_ipv4()
+        {
+            return Err(TablesError::AddressFamily { local, remote: config.remote });
+        }
+        if !(68..=65_535).contains(&config.mtu) {
+            return Err(TablesError::Mtu(config.mtu));
+        }
+        let (outbound, counters) = match self.adjacencies.get(&id) {
+            Some(old) => (old.outbound.clone(), Arc::clone(&old.counters)),
+            None => (None, Arc::new(AdjacencyCounters::default())),
+        };
+        self.forget_gre_peer(id);
+        let endpoint = Endpoint {
+            encapsulation,
+            local: config.local,
+            remote: config.remote,
+            remote_port: config.remote_port,
+            tos: 0,
+        };
+        let outbound = outbound.filter(|_| encapsulation != Encapsulation::Gre);
+        self.put_adjacency(Arc::new(Adjacency { id, config, tunnel, endpoint, outbound, counters }));
+        if encapsulation == Encapsulation::Gre {
+            let peer = (tunnel.key, config.remote);
+            self.gre_peers.entry(peer).or_default().push(id);
+            self.apply(Operation::GrePeer(peer, Some(id)));
+        }
+        Ok(())
+    }
+
+    fn put_adjacency(&mut self, adjacency: Arc<Adjacency>) {
+        self.adjacencies.insert(adjacency.id, Arc::clone(&adjacency));
+        self.apply(Operation::Adjacency(adjacency.id, Some(adjacency)));
+    }
+
+    fn forget_gre_peer(&mut self, id: u32) {
+        let Some(adjacency) = self.adjacencies.get(&id) else {
+            return;
+        };
+        let peer = (adjacency.tunnel.key, adjacency.config.remote);
+        let Some(ids) = self.gre_peers.get_mut(&peer) else {
+            return;
+        };
+        ids.retain(|other| *other != id);
+        let current = ids.last().copied();
+        if current.is_none() {
+            self.gre_peers.remove(&peer);
+        }
+        self.apply(Operation::GrePeer(peer, current));
+    }
+
+    /// Remove an adjacency and its outbound SA. Next hops that point at it drop their packets.
+    pub fn remove_adjacency(&mut self, id: u32) -> Result<(), TablesError> {
+        if !self.adjacencies.contains_key(&id) {
+            return Err(TablesError::UnknownAdjacency(id));
+        }
+        self.forget_gre_peer(id);
+        self.adjacencies.remove(&id);
+        self.apply(Operation::Adjacency(id, None));
+        Ok(())
+    }
+
+    /// Make or change a next hop.
+    pub fn set_next_hop(&mut self, id: u32, adjacency: Option<u32>, resolve: bool) -> Result<(), TablesError> {
+        check_id("next_hop", id, NEXT_HOP_LIMIT)?;
+        if let Some(adjacency) = adjacency {
+            self.known_adjacency(adjacency)?;
+        }
+        let next_hop = NextHop { adjacency, resolve };
+        self.next_hops.entry(id).or_default().0 = next_hop;
+        self.apply(Operation::NextHop(id, next_hop));
+        Ok(())
+    }
+
+    fn known_adjacency(&self, id: u32) -> Result<&Arc<Adjacency>, TablesError> {
+        self.adjacencies.get(&id).ok_or(TablesError::UnknownAdjacency(id))
+    }
+
+    /// Remove a next hop that no route points at.
+    pub fn remove_next_hop(&mut self, id: u32) -> Result<(), TablesError> {
+        match self.next_hops.get(&id) {
+            None => return Err(TablesError::UnknownNextHop(id)),
+            Some((_, 0)) => {}
+            Some((_, routes)) => {
+                return Err(TablesError::NextHopInUse { next_hop: id, routes: *routes });
+            }
+        }
+        self.next_hops.remove(&id);
+        self.apply(Operation::NextHop(id, NextHop::default()));
+        Ok(())
+    }
+
+    fn release_next_hop(&mut self, id: u32) {
+        if let Some((_, routes)) = self.next_hops.get_mut(&id) {
+            *routes -= 1;
+        }
+    }
+
+    /// Add a route or change its next hop.
+    pub fn set_route(&mut self, tunnel: u32, prefix: Prefix, next_hop: u32) -> Result<(), TablesError> {
+        let record = self.tunnels.get_mut(&tunnel).ok_or(TablesError::UnknownTunnel(tunnel))?;
+        self.next_hops.get_mut(&next_hop).ok_or(TablesError::UnknownNextHop(next_hop))?.1 += 1;
+        let old = record.routes.insert(prefix, next_hop);
+        let ipv6 = prefix.address().is_ipv6();
+        let (count, large) =
+            if ipv6 { (&mut record.v6, &mut record.large_v6) } else { (&mut record.v4, &mut record.large_v4) };
+        *count += usize::from(old.is_none());
+        let operation = if *count > LARGE_FIB && !*large {
+            *large = true;
+            let of_family = record.routes.iter().filter(|(prefix, _)| prefix.address().is_ipv6() == ipv6);
+            let routes = of_family.map(|(prefix, next_hop)| (*prefix, *next_hop)).collect();
+            Operation::Enlarge { tunnel, ipv6, routes }
+        } else {
+            Operation::SetRoute { tunnel, prefix, next_hop }
+        };
+        if let Some(old) = old {
+            self.release_next_hop(old);
+        }
+        self.apply(operation);
+        Ok(())
+    }
+
+    /// Take a route out; what it covered follows the next shorter prefix again.
+    pub fn remove_route(&mut self, tunnel: u32, prefix: Prefix) -> Result<(), TablesError> {
+        let record = self.tunnels.get_mut(&tunnel).ok_or(TablesError::UnknownTunnel(tunnel))?;
+        let next_hop = record.routes.remove(&prefix).ok_or(TablesError::UnknownRoute { tunnel, prefix })?;
+        let count = if prefix.address().is_ipv6() { &mut record.v6 } else { &mut record.v4 };
+        *count -= 1;
+        let shorter = (0..prefix.length()).rev();
+        let cover =
+            shorter.map(|length| prefix.shortened(length)).find_map(|cover| Some((cover, *record.routes.get(&cover)?)));
+        let cover = cover.map(|(prefix, next_hop)| (prefix.length(), next_hop));
+        self.release_next_hop(next_hop);
+        self.apply(Operation::RemoveRoute { tunnel, prefix, cover });
+        Ok(())
+    }
+
+    /// Say which adjacencies get a copy of every multicast and broadcast packet of a tunnel.
+    pub fn set_multicast(&mut self, tunnel: u32, adjacencies: &[u32]) -> Result<(), TablesError> {
+        if !self.tunnels.contains_key(&tunnel) {
+            return Err(TablesError::UnknownTunnel(tunnel));
+        }
+        for &adjacency in adjacencies {
+            self.known_adjacency(adjacency)?;
+        }
+        self.apply(Operation::Multicast(tunnel, adjacencies.into()));
+        Ok(())
+    }
+
+    /// Reserve an unused inbound SPI that carries its slot. `random`: 32 random bits.
+    pub fn allocate_spi(&mut self, random: u32) -> Result<u32, TablesError> {
+        self.spis.allocate(random)
+    }
+
+    /// Give back an SPI that no SA was made for.
+    pub fn release_spi(&mut self, spi: u32) -> Result<(), TablesError> {
+        self.spis.release(spi)
+    }
+
+    fn protected_adjacencies(&self, adjacencies: &[u32]) -> Result<(), TablesError> {
+        if adjacencies.is_empty() {
+            return Err(TablesError::NoAdjacencies);
+        }
+        for &id in adjacencies {
+            if self.known_adjacency(id)?.config.encapsulation == Encapsulation::Gre {
+                return Err(TablesError::PlainAdjacency(id));
+            }
+        }
+        Ok(())
+    }
+
+    /// Accept ESP with an SPI that `allocate_spi` gave. `replay_window` in packets, 0 for none.
+    pub fn add_inbound_sa(
+        &mut self,
+        spi: u32,
+        suite: Suite,
+        keymat: &[u8],
+        adjacencies: &[u32],
+        esn: bool,
+        replay_window: u32,
+    ) -> Result<(), TablesError> {
+        if !self.spis.is_reserved(spi) {
+            let in_use = self.spis.is_in_use(spi);
+            return Err(if in_use { TablesError::SpiInUse(spi) } else { TablesError::SpiNotAllocated(spi) });
+        }
+        if replay_window > MAX_REPLAY_WINDOW {
+            return Err(TablesError::ReplayWindow(replay_window));
+        }
+        self.protected_adjacencies(adjacencies)?;
+        let cipher = Cipher::new(suite, keymat)?;
+        self.spis.claim(spi)?;
+        let sa = Arc::new(InboundSa::new(spi, cipher, adjacencies, esn, replay_window));
+        self.inbound.insert(spi, Arc::clone(&sa));
+        self.apply(Operation::Inbound(spi::slot(spi), Some(sa)));
+        Ok(())
+    }
+
+    /// Stop accepting an SPI and give it back to the allocator.
+    pub fn remove_inbound_sa(&mut self, spi: u32) -> Result<(), TablesError> {
+        self.spis.retire(spi)?;
+        self.inbound.remove(&spi);
+        self.apply(Operation::Inbound(spi::slot(spi), None));
+        Ok(())
+    }
+
+    /// Seal what these adjacencies send with this SA, which they share, from the next commit on.
+    pub fn set_outbound_sa(
+        &mut self,
+        spi: u32,
+        suite: Suite,
+        keymat: &[u8],
+        adjacencies: &[u32],
+        esn: bool,
+    ) -> Result<(), TablesError> {
+        if spi < 256 {
+            return Err(TablesError::ReservedSpi(spi));
+        }
+        self.protected_adjacencies(adjacencies)?;
+        let sa = Arc::new(OutboundSa::new(spi, Cipher::new(suite, keymat)?, esn));
+        for &id in adjacencies {
+            let adjacency =
+                Adjacency { outbound: Some(Arc::clone(&sa)), ..Adjacency::clone(self.known_adjacency(id)?) };
+            self.put_adjacency(Arc::new(adjacency));
+        }
+        Ok(())
+    }
+
+    /// Take the outbound SA from an adjacency.
+    pub fn clear_outbound_sa(&mut self, adjacency: u32) -> Result<(), TablesError> {
+        let adjacency = Adjacency { outbound: None, ..Adjacency::clone(self.known_adjacency(adjacency)?) };
+        self.put_adjacency(Arc::new(adjacency));
+        Ok(())
+    }
+
+    /// Counters of an adjacency.
+    pub fn adjacency_counters(&self, adjacency: u32) -> Result<AdjacencyCounts, TablesError> {
+        Ok(self.known_adjacency(adjacency)?.counters.counts())
+    }
+
+    /// Counters of an inbound SA.
+    pub fn inbound_sa_counters(&self, spi: u32) -> Result<InboundSaCounts, TablesError> {
+        Ok(self.inbound.get(&spi).ok_or(TablesError::UnknownInboundSa(spi))?.counts())
+    }
+
+    /// Counters of the outbound SA that an adjacency has.
+    pub fn outbound_sa_counters(&self, adjacency: u32) -> Result<OutboundSaCounts, TablesError> {
+        Ok(self.outbound_sa(adjacency)?.counts())
+    }
+
+    /// The outbound SA that an adjacency has.
+    pub fn outbound_sa(&self, adjacency: u32) -> Result<&Arc<OutboundSa>, TablesError> {
+        let outbound = &self.known_adjacency(adjacency)?.outbound;
+        outbound.as_ref().ok_or(TablesError::NoOutboundSa(adjacency))
+    }
+}

@@ -1,0 +1,73 @@
+//! In steady state, no packet costs a heap allocation.
+
+mod common;
+
+use common::*;
+use dsvpn_dataplane::*;
+
+#[test]
+fn a_warm_data_plane_allocates_nothing() {
+    for setup in [Setup::default(), Setup { esn: true, ..Setup::default() }, Setup::plain_gre()] {
+        let mut dataplane = Loop::new(setup);
+        let flows = [Flow::default(), Flow { udp: true, ..Flow::default() }, Flow { v6: true, ..Flow::default() }];
+        let mut arena = Vec::new();
+        let mut metas = Vec::new();
+        for index in 0..24 {
+            let (octets, virtio) = match (&flows[index % 3], index % 2) {
+                (flow, 0) => flow.superpacket(&payload(20_000), 1300),
+                (flow, _) => single(flow.packet(&payload(index * 40))),
+            };
+            let meta = PacketMeta { offset: arena.len() as u32, length: octets.len() as u32, virtio, reserved: 0 };
+            metas.push(meta);
+            arena.extend_from_slice(&octets);
+        }
+        // NEEDS_CSUM of a single packet, a SYN, and one that is cut.
+        let (octets, virtio) = flows[0].superpacket(&payload(100), 0);
+        let cut = Flow { dont_fragment: false, ..Flow::default() }.packet(&payload(3000));
+        let syn = Flow { flags: 2, options: vec![2, 4, 0x23, 0x28], ..Flow::default() }.packet(&[]);
+        for (octets, gso_type, flags) in [(octets, 0, virtio.flags), (cut, 0, 0), (syn, 0, 0)] {
+            let virtio = dsvpn_wire::virtio::VirtioNetHeader { gso_type, flags, ..virtio };
+            let meta = PacketMeta { offset: arena.len() as u32, length: octets.len() as u32, virtio, reserved: 0 };
+            metas.push(meta);
+            arena.extend_from_slice(&octets);
+        }
+        let mut send = vec![0; 512 * 1024];
+        let (mut batch, mut replies, mut tun) = (SendBatch::new(), TunBatch::new(), TunBatch::new());
+        let mut datagrams = Vec::with_capacity(1024);
+        let kind = dataplane.datagram_kind();
+        let mut vector = |dataplane: &mut Loop| {
+            let tables = dataplane.reader.enter().unwrap();
+            let progress = dataplane.encap.run(&tables, 0, &arena, &metas, &mut send, &mut batch, &mut replies, SECOND);
+            assert_eq!(progress.consumed, metas.len());
+            datagrams.clear();
+            datagrams.extend(batch.messages.iter().map(|message| Datagram {
+                offset: message.offset,
+                length: message.length,
+                segment_size: message.segment_size,
+                kind,
+                local: Some(OURS),
+                local_port: 4500,
+                remote: THEIRS,
+                remote_port: if kind == DatagramKind::UdpNat { 4500 } else { 0 },
+            }));
+            dataplane.decap.run(&tables, &mut send, &datagrams, &mut tun, SECOND);
+            assert!(tun.packets.len() >= 12);
+            batch.clear();
+            replies.clear();
+            tun.clear();
+        };
+        vector(&mut dataplane);
+        let measured = allocation_counter::measure(|| {
+            for _ in 0..20 {
+                vector(&mut dataplane);
+            }
+        });
+        assert_eq!(measured.count_total, 0, "{setup:?}: {measured:?}");
+        assert_eq!(
+            dataplane.shared.counters.iter().filter(|(name, value)| name.starts_with("drop_") && *value > 0).count(),
+            0
+        );
+        // The measurement itself works.
+        assert_eq!(allocation_counter::measure(|| drop(std::hint::black_box(Box::new(7u64)))).count_total, 1);
+    }
+}
