@@ -170,7 +170,7 @@ class RegistrationClient:
         delay = min(FIRST_RETRY * 2.0**registration.attempts, limit)
         if registration.attempts >= SILENT_ATTEMPTS and not registration.heard:
             self._set_state(registration, "silent")
-            reason = f"NHS {registration.nhs.protocol} does not answer ({registration.attempts} requests)"
+            reason = f"no answer ({registration.attempts} requests)"
             self._report_down(registration, reason, delay >= limit)
         if registration.request_id is None:
             registration.request_id = self._context.request_id()

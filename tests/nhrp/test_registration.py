@@ -84,7 +84,7 @@ class TestClient:
         assert len(ids) == 1
         events = [event for event in bench.events() if isinstance(event, NhsDown)]
         assert [event.restart_peer for event in events] == [False, True, True, True]
-        assert events[0].reason == "NHS 10.0.0.1 does not answer (3 requests)"
+        assert events[0].reason == "no answer (3 requests)"
         assert bench.engine.snapshot(bench.now).nhs[0].state == "silent"
 
     def test_late_answer_to_a_retry_is_taken(self) -> None:

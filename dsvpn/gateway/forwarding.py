@@ -1,0 +1,148 @@
+"""The forwarding of one tunnel: which next hop each prefix has, and which adjacency each next hop follows.
+
+Three parties know routes for a tunnel: the kernel (mirrored by netlink), NHRP mappings (a host route each) and
+shortcuts. The FIB gets the one of the highest rank; taking it away uncovers the next, so that nothing is
+blackholed while a shortcut forms or dies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import NamedTuple
+
+from dsvpn.addresses import Address, Prefix
+from dsvpn.commands import Command, RemoveNextHop, RemoveRoute, SetNextHop, SetRoute
+from dsvpn.gateway.ids import IdPool
+
+
+class RouteSource(IntEnum):
+    """Who says so; the higher value wins."""
+
+    KERNEL = 0
+    MAPPING = 1
+    SHORTCUT = 2
+
+
+class Target(NamedTuple):
+    """What a next hop follows: an adjacency or nothing, and whether its use asks for a resolution."""
+
+    adjacency: int | None
+    resolve: bool
+
+
+@dataclass(slots=True)
+class NextHop:
+    """A next hop of the FIB. `address` None stands for destinations that are their own next hop (on-link)."""
+
+    next_hop: int
+    address: Address | None
+    target: Target
+    routes: int = 0
+
+
+@dataclass(slots=True)
+class _Entry:
+    #: The next hop's address by source.
+    candidates: dict[RouteSource, Address | None] = field(default_factory=dict)
+    installed: NextHop | None = None
+
+
+class Forwarding:
+    """The routes and next hops of one tunnel, as commands to the data plane.
+
+    `target(address)` says where a next hop leads at the moment; call `repoint` when the answer has changed.
+    """
+
+    def __init__(
+        self,
+        tunnel: str,
+        next_hop_ids: IdPool,
+        target: Callable[[Address | None], Target],
+        emit: Callable[[Command], None],
+    ) -> None:
+        self._tunnel = tunnel
+        self._ids = next_hop_ids
+        self._target = target
+        self._emit = emit
+        self._entries: dict[Prefix, _Entry] = {}
+        self._by_address: dict[Address | None, NextHop] = {}
+        self._by_id: dict[int, NextHop] = {}
+
+    def set_route(self, source: RouteSource, prefix: Prefix, next_hop: Address | None) -> None:
+        """`source` says that `prefix` is behind `next_hop` (None: each destination is its own next hop)."""
+        entry = self._entries.setdefault(prefix, _Entry())
+        entry.candidates[source] = next_hop
+        self._install(prefix, entry)
+
+    def remove_route(self, source: RouteSource, prefix: Prefix) -> None:
+        """`source` has no route for `prefix` any more. Nothing happens if it had none."""
+        entry = self._entries.get(prefix)
+        if entry is None or source not in entry.candidates:
+            return
+        del entry.candidates[source]
+        self._install(prefix, entry)
+
+    def repoint(self, address: Address | None) -> None:
+        """Look again where the next hop `address` leads."""
+        next_hop = self._by_address.get(address)
+        if next_hop is not None:
+            self._point(next_hop)
+
+    def repoint_all(self) -> None:
+        """Look again where every next hop leads."""
+        for next_hop in self._by_address.values():
+            self._point(next_hop)
+
+    def find(self, next_hop: int) -> NextHop | None:
+        """The next hop with this id."""
+        return self._by_id.get(next_hop)
+
+    def routes(self) -> Iterator[tuple[Prefix, RouteSource, NextHop]]:
+        """The installed routes."""
+        for prefix, entry in self._entries.items():
+            if entry.installed is not None:
+                yield prefix, max(entry.candidates), entry.installed
+
+    def _install(self, prefix: Prefix, entry: _Entry) -> None:
+        before = entry.installed
+        if not entry.candidates:
+            del self._entries[prefix]
+            entry.installed = None
+            if before is not None:
+                self._emit(RemoveRoute(self._tunnel, prefix))
+                self._release(before)
+            return
+        address = entry.candidates[max(entry.candidates)]
+        if before is not None and before.address == address:
+            return
+        after = self._acquire(address)
+        entry.installed = after
+        self._emit(SetRoute(self._tunnel, prefix, after.next_hop))
+        if before is not None:
+            self._release(before)
+
+    def _acquire(self, address: Address | None) -> NextHop:
+        next_hop = self._by_address.get(address)
+        if next_hop is None:
+            next_hop = NextHop(self._ids.take(), address, self._target(address))
+            self._by_address[address] = next_hop
+            self._by_id[next_hop.next_hop] = next_hop
+            self._emit(SetNextHop(next_hop.next_hop, *next_hop.target))
+        next_hop.routes += 1
+        return next_hop
+
+    def _release(self, next_hop: NextHop) -> None:
+        next_hop.routes -= 1
+        if next_hop.routes == 0:
+            del self._by_address[next_hop.address]
+            del self._by_id[next_hop.next_hop]
+            self._emit(RemoveNextHop(next_hop.next_hop))
+            self._ids.give(next_hop.next_hop)
+
+    def _point(self, next_hop: NextHop) -> None:
+        target = self._target(next_hop.address)
+        if target != next_hop.target:
+            next_hop.target = target
+            self._emit(SetNextHop(next_hop.next_hop, *target))

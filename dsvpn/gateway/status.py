@@ -1,0 +1,134 @@
+"""What `dsvpn show` shows of a gateway: its sections as values that JSON can carry."""
+
+from __future__ import annotations
+
+import dataclasses
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TYPE_CHECKING, Any
+
+from dsvpn.addresses import Path
+
+if TYPE_CHECKING:
+    from dsvpn.gateway.core import Gateway
+    from dsvpn.gateway.peers import Peer
+    from dsvpn.gateway.tunnel import Tunnel
+
+
+def sections(gateway: Gateway, now: float) -> dict[str, Any]:
+    """The sections by name: "summary", "nhrp", "peers", "sa", "routes". Times are seconds relative to now."""
+    return {
+        "summary": _summary(gateway, now),
+        "nhrp": {name: plain(tunnel.nhrp.snapshot(now)) for name, tunnel in gateway.tunnels.items()},
+        "peers": {
+            "peers": [_peer(gateway, peer, now) for peer in gateway.peers],
+            "refused": [
+                {
+                    "ago": round(now - when, 1),
+                    "profile": event.profile,
+                    "remote": str(event.path.remote.address),
+                    "port": event.path.remote.port,
+                    "identity": event.remote_identity,
+                    "reason": event.reason,
+                }
+                for when, event in gateway.refused
+            ],
+        },
+        "sa": plain(gateway.ike.snapshot(now)),
+        "routes": [route for tunnel in gateway.tunnels.values() for route in _routes(tunnel)],
+    }
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, addresses and paths as dicts, lists, text and numbers."""
+    if isinstance(value, Path):
+        return {
+            "local": str(value.local.address),
+            "local_port": value.local.port,
+            "remote": str(value.remote.address),
+            "remote_port": value.remote.port,
+        }
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {entry.name: plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+    if isinstance(value, IPv4Address | IPv6Address | IPv4Network | IPv6Network):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return round(value, 3)
+    return value
+
+
+def _summary(gateway: Gateway, now: float) -> dict[str, Any]:
+    tunnels = {}
+    for name, tunnel in gateway.tunnels.items():
+        snapshot = tunnel.nhrp.snapshot(now)
+        tunnels[name] = {
+            "addresses": [str(interface) for interface in tunnel.config.addresses],
+            "source": None if tunnel.source is None else str(tunnel.source),
+            "ipsec": tunnel.config.ipsec,
+            "key": tunnel.config.key,
+            "nhs": [
+                {"protocol": str(nhs.protocol), "state": nhs.state, "error": nhs.last_error} for nhs in snapshot.nhs
+            ],
+            "mappings": len(tunnel.mappings),
+            "peers_up": sum(1 for peer in gateway.peers if peer.up and name in peer.adjacencies),
+            "shortcuts": len(tunnel.shortcuts),
+            "shortcuts_active": sum(1 for prefix in tunnel.shortcuts if tunnel.shortcut_active(prefix)),
+        }
+    return {"gateway": gateway.config.gateway.name, "tunnels": tunnels}
+
+
+def _peer(gateway: Gateway, peer: Peer, now: float) -> dict[str, Any]:
+    if peer.up:
+        state = "up"
+    elif peer.attempt is not None or peer.ike_sas:
+        state = "connecting"
+    else:
+        state = "waiting" if peer.calls else "down"
+    child = peer.children.get(peer.current) if peer.current is not None else None
+    return {
+        "state": state,
+        "identity": peer.identity,
+        "nbma": str(peer.nbma),
+        "port": 0 if peer.path is None else peer.path.remote.port,
+        "private_nbma": None if peer.private_nbma is None else str(peer.private_nbma),
+        "profile": peer.profile,
+        "encapsulation": peer.encapsulation if peer.up else None,
+        "suite": None if child is None else child.suite,
+        "local_nat": peer.local_nat,
+        "remote_nat": peer.remote_nat,
+        "up_for": None if peer.since is None else round(now - peer.since, 1),
+        "mappings": [
+            {"tunnel": tunnel, "protocol": str(protocol), "kind": kind}
+            for (tunnel, protocol), kind in peer.needs.items()
+        ],
+        "adjacencies": dict(peer.adjacencies),
+        "child_sas": len(peer.children),
+        "last_error": peer.last_error,
+    }
+
+
+def _routes(tunnel: Tunnel) -> list[dict[str, Any]]:
+    listed = []
+    for prefix, source, next_hop in tunnel.forwarding.routes():
+        mapping = tunnel.mappings.get(next_hop.address) if next_hop.address is not None else None
+        direct = mapping is not None and mapping.peer is not None and mapping.peer.up
+        if next_hop.target.adjacency is None:
+            path = "none"
+        elif direct:
+            path = "direct"
+        else:
+            path = "hub"
+        listed.append(
+            {
+                "tunnel": tunnel.name,
+                "prefix": str(prefix),
+                "source": source.name.lower(),
+                "next_hop": None if next_hop.address is None else str(next_hop.address),
+                "adjacency": next_hop.target.adjacency,
+                "path": path,
+            }
+        )
+    return listed

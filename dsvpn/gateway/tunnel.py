@@ -1,0 +1,170 @@
+"""One tunnel: its NHRP engine, the mappings and shortcuts it gave, and where they make packets go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import ip_network
+
+from dsvpn.addresses import Address, Prefix
+from dsvpn.commands import Command, InstallKernelRoute, RemoveKernelRoute, SetMulticast
+from dsvpn.config.model import TunnelConfig
+from dsvpn.gateway.forwarding import Forwarding, RouteSource, Target
+from dsvpn.gateway.ids import IdPool
+from dsvpn.gateway.peers import Peer
+from dsvpn.nhrp.config import NhrpConfig, NhsConfig, Route
+from dsvpn.nhrp.engine import NhrpEngine
+from dsvpn.nhrp.events import MappingAdded
+from dsvpn.policy import DEFAULT_UNDERLAY_MTU
+
+
+@dataclass(slots=True)
+class Mapping:
+    """A mapping as NHRP reported it, and the peer it leads to (None: nobody has called from there yet)."""
+
+    event: MappingAdded
+    peer: Peer | None
+
+
+class Tunnel:
+    """State of one [tunnel.NAME]. `emit` takes commands."""
+
+    def __init__(
+        self,
+        name: str,
+        config: TunnelConfig,
+        *,
+        random: Callable[[int], bytes],
+        route_lookup: Callable[[Address], Route | None],
+        next_hop_ids: IdPool,
+        emit: Callable[[Command], None],
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.profile = config.ipsec if config.protected else None
+        self.source = config.source_address
+        self.underlay_mtu = DEFAULT_UNDERLAY_MTU
+        self.mappings: dict[Address, Mapping] = {}
+        self.shortcuts: dict[Prefix, Address] = {}
+        self.forwarding = Forwarding(name, next_hop_ids, self.target, emit)
+        self.nhrp = NhrpEngine(nhrp_config(config), random, route_lookup)
+        self._emit = emit
+        self._nhs_order = [entry.protocol for entry in sorted(config.nhrp.nhs, key=lambda entry: entry.priority)]
+        self._active: set[Prefix] = set()
+        self._multicast: tuple[int, ...] = ()
+
+    # -- where packets go ----------------------------------------------------------------------------------
+
+    def target(self, address: Address | None) -> Target:
+        """Where a next hop leads: to the peer of its mapping if that is up, else to the best NHS, which knows more."""
+        mapping = self.mappings.get(address) if address is not None else None
+        if mapping is not None and mapping.peer is not None and mapping.peer.up:
+            return Target(mapping.peer.adjacencies[self.name], resolve=False)
+        for nhs in self._nhs_order:
+            server = self.mappings.get(nhs)
+            if server is not None and server.peer is not None and server.peer.up and nhs != address:
+                return Target(server.peer.adjacencies[self.name], resolve=True)
+        return Target(None, resolve=False)
+
+    def set_mapping(self, event: MappingAdded, peer: Peer | None) -> None:
+        """A mapping was added or changed: the tunnel address gets a host route of its own."""
+        self.mappings[event.protocol] = Mapping(event, peer)
+        self.forwarding.set_route(RouteSource.MAPPING, ip_network(event.protocol), event.protocol)
+        self.peer_changed(event.protocol)
+
+    def remove_mapping(self, protocol: Address) -> None:
+        """A mapping is gone."""
+        if self.mappings.pop(protocol, None) is not None:
+            self.forwarding.remove_route(RouteSource.MAPPING, ip_network(protocol))
+            self.peer_changed(protocol)
+
+    def peer_changed(self, protocol: Address) -> None:
+        """The peer of a mapping came up, went down or is another one: move what depends on it."""
+        if protocol in self._nhs_order:
+            self.forwarding.repoint_all()
+        else:
+            self.forwarding.repoint(protocol)
+        for prefix, next_hop in self.shortcuts.items():
+            if next_hop == protocol:
+                self._refresh_shortcut(prefix, next_hop)
+        self._refresh_multicast()
+
+    # -- shortcuts -----------------------------------------------------------------------------------------
+
+    def add_shortcut(self, prefix: Prefix, next_hop: Address) -> None:
+        """NHRP found a direct way. It is used from the moment its peer is up."""
+        self.remove_shortcut(prefix)
+        self.shortcuts[prefix] = next_hop
+        self._refresh_shortcut(prefix, next_hop)
+
+    def remove_shortcut(self, prefix: Prefix) -> None:
+        """A direct way is gone: the traffic takes the route that was there before."""
+        if self.shortcuts.pop(prefix, None) is not None:
+            self._deactivate(prefix)
+
+    def remove_all_shortcuts(self) -> None:
+        """Take every shortcut out of the FIB and the kernel."""
+        for prefix in list(self.shortcuts):
+            self.remove_shortcut(prefix)
+
+    def shortcut_active(self, prefix: Prefix) -> bool:
+        """Whether traffic takes this shortcut."""
+        return prefix in self._active
+
+    def _refresh_shortcut(self, prefix: Prefix, next_hop: Address) -> None:
+        mapping = self.mappings.get(next_hop)
+        if mapping is not None and mapping.peer is not None and mapping.peer.up:
+            if prefix not in self._active:
+                self._active.add(prefix)
+                self.forwarding.set_route(RouteSource.SHORTCUT, prefix, next_hop)
+                # The kernel has the tunnel's own prefix on-link: a tunnel address needs no route of its own there.
+                if prefix != ip_network(next_hop):
+                    self._emit(InstallKernelRoute(self.name, prefix, next_hop))
+        else:
+            self._deactivate(prefix)
+
+    def _deactivate(self, prefix: Prefix) -> None:
+        if prefix in self._active:
+            self._active.discard(prefix)
+            next_hop = self.shortcuts.get(prefix)
+            self.forwarding.remove_route(RouteSource.SHORTCUT, prefix)
+            if next_hop is None or prefix != ip_network(next_hop):
+                self._emit(RemoveKernelRoute(self.name, prefix))
+
+    # -- multicast -----------------------------------------------------------------------------------------
+
+    def _refresh_multicast(self) -> None:
+        wanted = self.config.nhrp.multicast
+        if wanted == "none":
+            return
+        adjacencies = set()
+        for mapping in self.mappings.values():
+            peer, event = mapping.peer, mapping.event
+            if peer is None or not peer.up:
+                continue
+            if (
+                (wanted == "dynamic" and event.kind == "registered")
+                or (wanted == "nhs" and event.kind == "nhs")
+                or (isinstance(wanted, tuple) and event.nbma in wanted)
+            ):
+                adjacencies.add(peer.adjacencies[self.name])
+        listed = tuple(sorted(adjacencies))
+        if listed != self._multicast:
+            self._multicast = listed
+            self._emit(SetMulticast(self.name, listed))
+
+
+def nhrp_config(config: TunnelConfig) -> NhrpConfig:
+    """The engine's settings from [tunnel.NAME] and [tunnel.NAME.nhrp]."""
+    nhrp = config.nhrp
+    return NhrpConfig(
+        protocol_addresses=tuple(config.addresses),
+        nbma=config.source_address,
+        holding_time=round(nhrp.holding_time),
+        authentication=None if nhrp.authentication is None else nhrp.authentication.encode(),
+        shortcut=nhrp.shortcut,
+        redirect=nhrp.redirect,
+        unique=nhrp.unique,
+        nhs=tuple(NhsConfig(entry.protocol, entry.nbma, entry.priority) for entry in nhrp.nhs),
+        static_maps=tuple((entry.protocol, entry.nbma) for entry in nhrp.map),
+    )

@@ -1,0 +1,93 @@
+"""Policy: what the configuration means for IPsec, MTU and for who calls whom."""
+
+from __future__ import annotations
+
+from dsvpn.addresses import Address
+from dsvpn.commands import Encapsulation
+from dsvpn.config.model import IpsecConfig, TunnelConfig
+from dsvpn.ike.identity import Identity
+from dsvpn.ike.profile import IkeProfile, RetransmissionSchedule
+from dsvpn.ike.suites import parse_esp_suite, parse_ike_suite
+
+#: Underlay MTU that is assumed where the source interface does not tell one.
+DEFAULT_UNDERLAY_MTU = 1500
+
+_IP_HEADER = {4: 20, 6: 40}
+_UDP_HEADER = 8
+_GRE_HEADER = 4
+_GRE_KEY = 4
+#: SPI, sequence number and the 8-octet IV of every AEAD that is offered (RFC 4106 section 3, RFC 7634 section 2).
+_ESP_HEADER = 16
+_ICV = 16
+#: Pad length and next header.
+_ESP_TRAILER = 2
+_ESP_ALIGNMENT = 4
+#: AEADs work on blocks of 16 octets: a full packet whose plaintext is a multiple seals and opens fastest.
+_CIPHER_BLOCK = 16
+
+#: Spokes that resolve each other at once would both initiate: the one with the higher protocol address waits so long.
+SECOND_CALLER_DELAY = 0.3
+#: A peer behind NAT usually cannot be reached before it has called: it is given so long to do it.
+NATED_CALLEE_DELAY = 2.0
+
+
+def ike_profile(name: str, ipsec: IpsecConfig, psk: bytes, gateway_name: str) -> IkeProfile:
+    """The IKE profile of an [ipsec.NAME] section."""
+    auth, schedule = ipsec.auth, ipsec.retransmission
+    return IkeProfile(
+        name=name,
+        ike=tuple(parse_ike_suite(text) for text in ipsec.ike),
+        esp=tuple(parse_esp_suite(text) for text in ipsec.esp),
+        psk=psk,
+        local_identity=Identity.parse(auth.local_identity or gateway_name),
+        remote_identity=None if auth.remote_identity is None else Identity.parse(auth.remote_identity),
+        force_udp_encapsulation=ipsec.encapsulation == "udp",
+        ike_lifetime=ipsec.ike_lifetime,
+        child_lifetime=ipsec.child_lifetime,
+        dpd_interval=ipsec.dpd,
+        retransmission=RetransmissionSchedule(
+            timeout=schedule.timeout,
+            factor=schedule.factor,
+            cap=max(schedule.limit, schedule.timeout),
+            tries=schedule.tries,
+        ),
+        replay_window=ipsec.replay_window,
+    )
+
+
+def inner_mtu(underlay_mtu: int, version: int, encapsulation: Encapsulation, key: int | None) -> int:
+    """The largest inner packet, octets, whose outer packet of IP `version` fits `underlay_mtu`."""
+    gre = _GRE_HEADER + (0 if key is None else _GRE_KEY)
+    if encapsulation == "gre":
+        return underlay_mtu - _IP_HEADER[version] - gre
+    plaintext = _plaintext(underlay_mtu, version, encapsulation)
+    return plaintext - plaintext % _ESP_ALIGNMENT - _ESP_TRAILER - gre
+
+
+def tunnel_mtu(tunnel: TunnelConfig, underlay_mtu: int, version: int = 4) -> int:
+    """The MTU of a tunnel's device: as configured, or what fits with every encapsulation the tunnel may use."""
+    if tunnel.mtu is not None:
+        return tunnel.mtu
+    if not tunnel.protected:
+        return inner_mtu(underlay_mtu, version, "gre", tunnel.key)
+    gre = _GRE_HEADER + (0 if tunnel.key is None else _GRE_KEY)
+    plaintext = _plaintext(underlay_mtu, version, "udp")
+    return plaintext - plaintext % _CIPHER_BLOCK - _ESP_TRAILER - gre
+
+
+def _plaintext(underlay_mtu: int, version: int, encapsulation: Encapsulation) -> int:
+    udp = _UDP_HEADER if encapsulation == "udp" else 0
+    return underlay_mtu - _IP_HEADER[version] - udp - _ESP_HEADER - _ICV
+
+
+def call_delay(own: Address, peer: Address, local_nat: bool, peer_nat: bool) -> float:
+    """How long to leave it to `peer` to initiate IKE first, seconds.
+
+    Both ends of a new shortcut learn of each other at about the same time. One that is behind NAT calls at once, for
+    nobody can call it; of two equals, the lower protocol address calls at once.
+    """
+    if peer_nat and not local_nat:
+        return NATED_CALLEE_DELAY
+    if local_nat and not peer_nat:
+        return 0.0
+    return SECOND_CALLER_DELAY if own.packed > peer.packed else 0.0
