@@ -1,0 +1,341 @@
+"""The event loop around a gateway: descriptors in, commands and datagrams out, one timer.
+
+Two drivers of the data plane: "workers" gives its descriptors to native threads, which need no interpreter for a
+packet; "uvloop" drains them from the event loop, all in one thread. "auto" is "workers". Either way the loop sleeps
+while nothing happens, but for a look at the counters every few seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import Any
+
+import structlog
+import uvloop
+
+import dsvpn
+import dsvpn_native
+from dsvpn.addresses import Address
+from dsvpn.config import Config, TunnelConfig
+from dsvpn.errors import DsvpnError, HostError, MisuseError
+from dsvpn.gateway import Gateway
+from dsvpn.io.control import ControlServer
+from dsvpn.io.dataplane import Commander
+from dsvpn.io.keylog import KeyLog
+from dsvpn.io.netlink import Netlink, forwards
+from dsvpn.io.routes import RouteAdded, RouteChange
+from dsvpn.io.sources import Source
+from dsvpn.observe.limit import RateLimit
+from dsvpn.policy import tunnel_mtu
+
+_log = structlog.get_logger("dsvpn")
+
+#: Seconds between looks at the adjacencies' counters, which tell whether a peer or a shortcut is in use.
+_TRAFFIC_INTERVAL = 2.0
+#: Punts taken, and vectors forwarded, before the event loop gets its turn again.
+_PUNT_BUDGET = 256
+_DRAIN_BUDGET = 8
+#: uvloop's timers count milliseconds. The floor also keeps a deadline that stays in the past from eating the CPU.
+_TIMER_RESOLUTION = 0.001
+#: Log lines of one kind: at once, and a second in the long run.
+_LOG_BURST = 50
+_LOG_RATE = 5.0
+
+SECTIONS = ("summary", "nhrp", "peers", "sa", "routes", "counters")
+
+
+def run_gateway(config: Config) -> None:
+    """Run a gateway until SIGTERM, SIGINT or SIGHUP. HostError if the machine does not let it; `require_host` first
+    tells most causes of that."""
+    uvloop.run(_run(config))
+
+
+async def _run(config: Config) -> None:
+    with ExitStack() as undo:
+        driver = Driver(config, undo)
+        await driver.run()
+
+
+class Driver:
+    """A gateway with its surroundings. What it makes is put on `undo`, which removes it in the reverse order."""
+
+    def __init__(self, config: Config, undo: ExitStack) -> None:
+        self._config = config
+        self._started = time.monotonic()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: float | None = None
+        self._event_limits: dict[str, RateLimit] = {}
+        self._defects = RateLimit(rate=0.2, burst=5)
+        self._sources: dict[str, Source] = {}
+
+        self._control = ControlServer(config.gateway.control_socket_path, self._answer)
+        undo.callback(self._control.close)
+        self._netlink = Netlink()
+        undo.callback(self._netlink.close)
+        for name in config.tunnels:
+            if self._netlink.has_link(name):
+                raise HostError(f"tunnel.{name}: a device named {name} exists already; stop its owner or rename one")
+        key_log = self._open_key_log(undo)
+        self._dataplane = self._open_dataplane()
+        self._commander = Commander(self._dataplane, self._netlink, key_log)
+        for name, tunnel in config.tunnels.items():
+            self._make_tunnel(name, tunnel, undo)
+        self._gateway = Gateway(
+            config,
+            random=os.urandom,
+            allocate_spi=self._dataplane.allocate_spi,
+            release_spi=self._dataplane.release_spi,
+            route_lookup=self._netlink.route_lookup,
+            key_log=None if key_log is None else key_log.ike_sa,
+        )
+        self._uses_workers = config.gateway.driver != "uvloop"
+
+    # -- making --------------------------------------------------------------------------------------------
+
+    def _open_key_log(self, undo: ExitStack) -> KeyLog | None:
+        directory = self._config.gateway.key_log
+        if directory is None:
+            return None
+        key_log = KeyLog(directory)
+        undo.callback(key_log.close)
+        _log.warning(
+            f"KEY LOG IS ON: all keys go to {directory}. Whoever reads it can decrypt this gateway's traffic. "
+            "Remove gateway.key_log when the debugging is done.",
+            name="key_log_on",
+        )
+        return key_log
+
+    def _open_dataplane(self) -> dsvpn_native.Dataplane:
+        tunnels = self._config.tunnels.values()
+        dataplane = dsvpn_native.Dataplane()
+        try:
+            dataplane.open_underlay(
+                esp=any(tunnel.protected for tunnel in tunnels),
+                gre=any(not tunnel.protected for tunnel in tunnels),
+                dont_fragment=all(tunnel.df == "set" for tunnel in tunnels),
+            )
+        except OSError as error:
+            raise HostError(_reason(error)) from None
+        return dataplane
+
+    def _make_tunnel(self, name: str, tunnel: TunnelConfig, undo: ExitStack) -> None:
+        try:
+            identifier = self._dataplane.add_tunnel(
+                name,
+                key=tunnel.key,
+                protected=tunnel.protected,
+                redirect=tunnel.nhrp.redirect,
+                mss_clamp=tunnel.mss_clamp,
+                copy_dscp=tunnel.copy_dscp,
+            )
+        except OSError as error:
+            raise HostError(f"tunnel.{name}: {_reason(error)}") from None
+        undo.callback(self._dataplane.remove_tunnel, identifier)
+        self._commander.add_tunnel(name, identifier)
+        source = self._find_source(tunnel)
+        routes = [(route.prefix, route.via) for route in tunnel.routes]
+        self._netlink.add_tunnel(name, tunnel.addresses, _device_mtu(tunnel, source), routes)
+        for version in sorted({interface.version for interface in tunnel.addresses}):
+            if not forwards(version):
+                setting = "net.ipv4.ip_forward" if version == 4 else "net.ipv6.conf.all.forwarding"
+                _log.warning(
+                    f"{name}: this host does not forward IPv{version}, so only its own packets use the tunnel; "
+                    f"set {setting}=1 if there are networks behind it",
+                    name="not_forwarding",
+                )
+
+    # -- running -------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run until a signal says to end, then say goodbye to the peers."""
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, stop.set)
+        with ExitStack() as undo:
+            self._gateway.start(time.monotonic())
+            self._take_sources()
+            self._take_routes(self._netlink.resync())
+            self._watch(loop, undo)
+            await self._control.start()
+            undo.callback(self._say_goodbye)
+            self._flush()
+            poll = loop.create_task(self._watch_traffic())
+            undo.callback(poll.cancel)
+            self._say_up()
+            await stop.wait()
+        _log.info(f"{self._config.gateway.name} has ended", name="down")
+
+    def _watch(self, loop: asyncio.AbstractEventLoop, undo: ExitStack) -> None:
+        """Watch every descriptor until `undo`: libuv aborts the process when one closes that it still watches."""
+        readers: dict[int, Callable[[], object]] = {
+            self._dataplane.punt_descriptor: self._on_punts,
+            self._netlink.fileno(): self._on_netlink,
+        }
+        if self._uses_workers:
+            self._dataplane.start_workers()
+            undo.callback(self._dataplane.stop_workers)
+        else:
+            for descriptor, _ in self._dataplane.descriptors():
+                readers[descriptor] = partial(self._dataplane.drain, descriptor, _DRAIN_BUDGET)
+        for descriptor, callback in readers.items():
+            loop.add_reader(descriptor, self._guarded(callback))
+            undo.callback(loop.remove_reader, descriptor)
+
+    def _say_up(self) -> None:
+        _log.info(
+            f"{self._config.gateway.name} is up: {', '.join(self._config.tunnels)}",
+            name="up",
+            driver="workers" if self._uses_workers else "uvloop",
+            aead=self._dataplane.aead_backend,
+        )
+        if dsvpn_native.BUILD_PROFILE == "debug":
+            _log.warning("the data plane is a debug build, many times slower than a release build", name="debug_build")
+
+    def _say_goodbye(self) -> None:
+        with suppress(Exception):  # whatever fails here must not keep what this process made from being removed
+            self._gateway.shutdown(time.monotonic())
+            self._flush()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _guarded(self, callback: Callable[[], object]) -> Callable[[], None]:
+        """A callback that outlives a defect: what one packet or message causes ends with it."""
+
+        def call() -> None:
+            try:
+                callback()
+            except DsvpnError as error:
+                if admitted := self._defects.admit(time.monotonic()):
+                    _log.error(str(error), name="error", **admitted.fields)
+            except Exception as error:
+                if admitted := self._defects.admit(time.monotonic()):
+                    _log.exception(f"unexpected {type(error).__name__}: {error}", name="defect", **admitted.fields)
+
+        return call
+
+    # -- inputs --------------------------------------------------------------------------------------------
+
+    def _on_punts(self) -> None:
+        for punt in self._dataplane.take_punts(_PUNT_BUDGET):
+            self._guarded(partial(self._commander.deliver, punt, self._gateway, time.monotonic()))()
+        self._flush()
+
+    def _on_netlink(self) -> None:
+        try:
+            self._take_routes(self._netlink.read_changes())
+            self._take_sources()
+        finally:
+            self._flush()
+
+    def _on_timer(self) -> None:
+        self._timer = self._timer_at = None
+        self._guarded(partial(self._gateway.handle_timer, time.monotonic()))()
+        self._guarded(self._flush)()
+
+    async def _watch_traffic(self) -> None:
+        while True:
+            await asyncio.sleep(_TRAFFIC_INTERVAL)
+            self._guarded(self._take_traffic)()
+
+    def _take_traffic(self) -> None:
+        self._gateway.traffic(self._commander.traffic(), time.monotonic())
+        self._flush()
+
+    def _take_routes(self, changes: Iterable[RouteChange]) -> None:
+        now = time.monotonic()
+        for change in changes:
+            if isinstance(change, RouteAdded):
+                self._gateway.route_added(change.tunnel, change.prefix, change.next_hop, now)
+            else:
+                self._gateway.route_removed(change.tunnel, change.prefix, now)
+
+    def _take_sources(self) -> None:
+        now = time.monotonic()
+        for name, tunnel in self._config.tunnels.items():
+            source = self._find_source(tunnel)
+            before = self._sources.get(name)
+            if source == before:
+                continue
+            self._sources[name] = source
+            if source.address is None:
+                _log.warning(
+                    f"{name}: {tunnel.source} has no usable address at the moment; waiting for one", name="no_source"
+                )
+            self._gateway.source_changed(name, source.address, source.mtu, now)
+            if before is not None and _device_mtu(tunnel, source) != _device_mtu(tunnel, before):
+                self._guarded(partial(self._netlink.set_mtu, name, _device_mtu(tunnel, source)))()
+
+    def _find_source(self, tunnel: TunnelConfig) -> Source:
+        wanted: str | Address = tunnel.source_address or tunnel.source
+        # An interface may have addresses of both families: the NHSs' decides.
+        known = [entry.nbma.version for entry in (*tunnel.nhrp.nhs, *tunnel.nhrp.map)]
+        return self._netlink.source(wanted, known[0] if known else 4)
+
+    # -- outputs -------------------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        """Carry out what the gateway wants. Tables come before the datagrams that let a peer use them."""
+        now = time.monotonic()
+        self._commander.carry_out(self._gateway.commands())
+        self._commander.send(self._gateway.datagrams_to_send(now), self._gateway.keepalives_to_send(now))
+        while (event := self._gateway.next_event()) is not None:
+            self._report(event.level, event.name, str(event), event.fields)
+        self._arm()
+
+    def _report(self, level: str, name: str, text: str, fields: dict[str, Any]) -> None:
+        limit = self._event_limits.setdefault(name, RateLimit(_LOG_RATE, _LOG_BURST))
+        if admitted := limit.admit(time.monotonic()):
+            getattr(_log, level)(text, name=name, **fields, **admitted.fields)
+
+    def _arm(self) -> None:
+        deadline = self._gateway.get_timer()
+        if deadline == self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._timer_at = None, deadline
+        if deadline is not None:
+            delay = max(deadline - time.monotonic(), 0.0) + _TIMER_RESOLUTION
+            self._timer = asyncio.get_running_loop().call_later(delay, self._on_timer)
+
+    # -- observation ---------------------------------------------------------------------------------------
+
+    def _answer(self, request: dict[str, Any]) -> Any:
+        section = request.get("show")
+        if section not in SECTIONS:
+            raise MisuseError(f"there is no section {section!r} to show; choose one of {', '.join(SECTIONS)}")
+        status = self._gateway.status(time.monotonic())
+        self._commander.add_counters(status)
+        if section == "counters":
+            return {
+                "dataplane": self._dataplane.counters(),
+                "control": self._commander.counters,
+                "nhrp": {name: tunnel["counters"] for name, tunnel in status["nhrp"].items()},
+            }
+        if section == "summary":
+            return {
+                **status["summary"],
+                "version": dsvpn.__version__,
+                "pid": os.getpid(),
+                "uptime": round(time.monotonic() - self._started, 1),
+                "driver": "workers" if self._uses_workers else "uvloop",
+                "aead": self._dataplane.aead_backend,
+                "build": dsvpn_native.BUILD_PROFILE,
+            }
+        return status[section]
+
+
+def _device_mtu(tunnel: TunnelConfig, source: Source) -> int:
+    version = 4 if source.address is None else source.address.version
+    return tunnel_mtu(tunnel, source.mtu, version)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

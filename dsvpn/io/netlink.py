@@ -1,0 +1,369 @@
+"""What the gateway makes and watches in this host's network: devices, addresses, routes."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from ipaddress import IPv4Interface, IPv6Interface
+from pathlib import Path
+from typing import Any
+
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+from dsvpn.addresses import Address, Prefix
+from dsvpn.errors import HostError
+from dsvpn.io.routes import SHORTCUT_PROTOCOL, RouteChange, RouteMirror
+from dsvpn.io.rtnetlink import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    RT_TABLE_MAIN,
+    RTM_DELNEXTHOP,
+    RTM_DELROUTE,
+    RTM_GETADDR,
+    RTM_GETLINK,
+    RTM_GETROUTE,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    RTM_NEWNEXTHOP,
+    RTM_NEWROUTE,
+    RTN_LOCAL,
+    RTN_UNICAST,
+    RTNH_F_ONLINK,
+    KernelRoute,
+    Message,
+    MonitorSocket,
+    RequestSocket,
+    decode_route,
+    route_covers,
+)
+from dsvpn.io.sources import IFF_UP, HostAddresses, Source
+from dsvpn.nhrp import Route
+
+#: Metric of shortcut routes: better than what routing daemons give (20 and up), worse than a bare `ip route add`.
+SHORTCUT_METRIC = 10
+_RTPROT_STATIC = 4
+_RT_SCOPE_LINK = 253
+_RT_SCOPE_NOWHERE = 255
+#: The TUN's default of 500 drops the bursts that a TCP sender with a full window makes.
+_TXQUEUELEN = 2000
+#: Datagrams taken from the monitor before the event loop gets its turn again.
+_MONITOR_BUDGET = 64
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+Interface = IPv4Interface | IPv6Interface
+
+
+@dataclass(slots=True)
+class _Device:
+    name: str
+    index: int
+    addresses: tuple[Interface, ...]
+    static_routes: tuple[tuple[Prefix, Address], ...]
+    shortcuts: dict[Prefix, Address | None] = field(default_factory=dict)
+    up: bool = True
+
+
+class Netlink:
+    """The kernel's view of this gateway's tunnels.
+
+    Every method that changes something raises HostError with one line that says what could not be done and why.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._monitor = MonitorSocket()
+            self._requests = RequestSocket()
+        except OSError as error:
+            raise HostError(f"cannot open a netlink socket: {error.strerror}") from None
+        self._devices: dict[str, _Device] = {}
+        self._mirror = RouteMirror()
+        self._addresses = HostAddresses()
+        self._stale: set[str] = set()
+        self._load_addresses()
+
+    def fileno(self) -> int:
+        """The monitor's descriptor, readable when something has changed."""
+        return self._monitor.fileno()
+
+    def close(self) -> None:
+        """Close the sockets. Routes of a tunnel go with its device."""
+        self._monitor.close()
+        self._requests.close()
+
+    # -- devices -------------------------------------------------------------------------------------------
+
+    def has_link(self, name: str) -> bool:
+        """Whether a device of that name exists."""
+        self._load_addresses()
+        return self._addresses.index(name) is not None
+
+    def add_tunnel(
+        self,
+        name: str,
+        addresses: Iterable[Interface],
+        mtu: int,
+        routes: Iterable[tuple[Prefix, Address]] = (),
+    ) -> None:
+        """Set up the tunnel device `name`, which exists: addresses, MTU in octets, up, static routes (prefix, via)."""
+        self._load_addresses()
+        index = self._addresses.index(name)
+        if index is None:
+            raise HostError(f"{name}: the device is gone")
+        device = _Device(name, index, tuple(addresses), tuple(routes))
+        self._quieten(device)
+        self._set_link(device, "set its MTU", [("IFLA_MTU", mtu)])
+        self._set_link(device, "set its queue length", [("IFLA_TXQLEN", _TXQUEUELEN)])
+        self._set_link(device, "bring it up", [], up=True)
+        self._assign(device)
+        self._devices[name] = device
+        self._mirror.add_tunnel(name, index)
+        for prefix, via in device.static_routes:
+            self._write_static(device, prefix, via)
+
+    def set_mtu(self, name: str, mtu: int) -> None:
+        """Change the MTU of a tunnel device, octets."""
+        self._set_link(self._devices[name], f"set its MTU to {mtu}", [("IFLA_MTU", mtu)])
+
+    def _set_link(self, device: _Device, what: str, attributes: list[tuple[str, int]], *, up: bool = False) -> None:
+        message: Any = ifinfmsg()
+        message["index"] = device.index
+        message["flags"] = message["change"] = IFF_UP if up else 0
+        message["attrs"] = attributes
+        try:
+            self._requests.change(RTM_NEWLINK, message)
+        except OSError as error:
+            raise HostError(f"{device.name}: cannot {what}: {error.strerror}") from None
+
+    def _assign(self, device: _Device) -> None:
+        for interface in device.addresses:
+            message: Any = ifaddrmsg()
+            message["family"] = _FAMILIES[interface.version]
+            message["prefixlen"] = interface.network.prefixlen
+            message["index"] = device.index
+            message["attrs"] = [("IFA_LOCAL", str(interface.ip)), ("IFA_ADDRESS", str(interface.ip))]
+            try:
+                self._requests.change(RTM_NEWADDR, message, NLM_F_CREATE | NLM_F_REPLACE)
+            except OSError as error:
+                raise HostError(f"{device.name}: cannot assign {interface}: {error.strerror}") from None
+
+    def _quieten(self, device: _Device) -> None:
+        # A device without IPv6 of its own needs no link-local address, whose router solicitations and multicast
+        # reports would only count as drops. Redirects between peers of one device are NHRP's business, not ICMP's.
+        settings = {f"ipv4/conf/{device.name}/send_redirects": "0", f"ipv4/conf/{device.name}/accept_redirects": "0"}
+        if all(interface.version == 4 for interface in device.addresses):
+            settings[f"ipv6/conf/{device.name}/addr_gen_mode"] = "1"
+        for key, value in settings.items():
+            with suppress(OSError):  # read-only in some containers; nothing depends on it
+                Path("/proc/sys/net", key).write_text(value)
+
+    # -- routes that this gateway writes -------------------------------------------------------------------
+
+    def install_shortcut(self, tunnel: str, prefix: Prefix, via: Address | None) -> None:
+        """Show a shortcut to the kernel, or change the one that is there."""
+        device = self._devices[tunnel]
+        device.shortcuts[prefix] = via
+        self._write_shortcut(device, prefix, via)
+
+    def remove_shortcut(self, tunnel: str, prefix: Prefix) -> None:
+        """Take a shortcut out of the kernel. One that somebody else took out before is no error."""
+        device = self._devices[tunnel]
+        device.shortcuts.pop(prefix, None)
+        message = self._route(device, prefix, None, SHORTCUT_PROTOCOL, SHORTCUT_METRIC)
+        message["scope"] = _RT_SCOPE_NOWHERE  # any: whether it has a gateway does not matter
+        try:
+            self._requests.change(RTM_DELROUTE, message)
+        except OSError as error:
+            if error.errno != errno.ESRCH:
+                raise HostError(f"{tunnel}: cannot remove the shortcut {prefix}: {error.strerror}") from None
+
+    def _write_shortcut(self, device: _Device, prefix: Prefix, via: Address | None) -> None:
+        message = self._route(device, prefix, via, SHORTCUT_PROTOCOL, SHORTCUT_METRIC)
+        try:
+            self._requests.change(RTM_NEWROUTE, message, NLM_F_CREATE | NLM_F_REPLACE)
+        except OSError as error:
+            raise HostError(
+                f"{device.name}: cannot write the shortcut {prefix} via {via or 'the link'}: {error.strerror}"
+            ) from None
+
+    def _write_static(self, device: _Device, prefix: Prefix, via: Address) -> None:
+        # Without NLM_F_REPLACE: a route that the operator or a daemon has already is theirs.
+        message = self._route(device, prefix, via, _RTPROT_STATIC, None)
+        try:
+            self._requests.change(RTM_NEWROUTE, message, NLM_F_CREATE | NLM_F_EXCL)
+        except OSError as error:
+            reason = "the kernel has another route for it" if error.errno == errno.EEXIST else error.strerror
+            raise HostError(f"{device.name}: cannot add the route {prefix} via {via}: {reason}") from None
+
+    @staticmethod
+    def _route(device: _Device, prefix: Prefix, via: Address | None, protocol: int, metric: int | None) -> Any:
+        message: Any = rtmsg()
+        message["family"] = _FAMILIES[prefix.version]
+        message["dst_len"] = prefix.prefixlen
+        message["table"] = RT_TABLE_MAIN
+        message["proto"] = protocol
+        message["type"] = RTN_UNICAST
+        message["scope"] = 0 if via is not None or prefix.version == 6 else _RT_SCOPE_LINK
+        attributes: list[tuple[str, Any]] = [
+            ("RTA_DST", str(prefix.network_address)),
+            ("RTA_OIF", device.index),
+        ]
+        if via is not None:
+            # The next hop is a tunnel address that need not lie in the device's prefix (a /32 is a fair choice).
+            message["flags"] = RTNH_F_ONLINK
+            attributes.append(("RTA_GATEWAY", str(via)))
+        if metric is not None:
+            attributes.append(("RTA_PRIORITY", metric))
+        message["attrs"] = attributes
+        return message
+
+    # -- what the kernel says ------------------------------------------------------------------------------
+
+    def source(self, wanted: str | Address, version: int) -> Source:
+        """The underlay address that a tunnel's `source` stands for at the moment."""
+        return self._addresses.source(wanted, version)
+
+    def resync(self) -> list[RouteChange]:
+        """Dump everything anew: at the start, and when the monitor has lost messages."""
+        self._load_addresses()
+        self._stale.clear()
+        changes: list[RouteChange] = []
+        for device in self._devices.values():
+            changes.extend(self._mirror.resync(device.name, self._dump_routes(device.index)))
+        return changes
+
+    def read_changes(self) -> list[RouteChange]:
+        """Take in what has changed. Sources may have changed too: ask for them after this."""
+        messages, lost = self._monitor.read(_MONITOR_BUDGET)
+        if lost:
+            return self.resync()
+        changes: list[RouteChange] = []
+        for message in messages:
+            if message.kind in (RTM_NEWROUTE, RTM_DELROUTE):
+                route = decode_route(message)
+                if route is None:
+                    continue
+                if message.kind == RTM_NEWROUTE:
+                    changes.extend(self._mirror.changed(route, replaces=bool(message.flags & NLM_F_REPLACE)))
+                else:
+                    changes.extend(self._mirror.removed(route))
+            elif message.kind in (RTM_NEWNEXTHOP, RTM_DELNEXTHOP) or self._addresses.receive(message):
+                self._stale.update(self._devices)
+        if self._stale:
+            # The kernel drops routes without a word when a device goes down or a next-hop object or source address
+            # goes away, so each of these asks for a fresh look.
+            stale, self._stale = self._stale, set()
+            for name in stale:
+                device = self._devices[name]
+                self._restore(device)
+                changes.extend(self._mirror.resync(name, self._dump_routes(device.index)))
+        return changes
+
+    def _restore(self, device: _Device) -> None:
+        """Write again what the kernel forgot while somebody had the device down."""
+        came_up = self._addresses.is_up(device.index) and not device.up
+        device.up = self._addresses.is_up(device.index)
+        if not came_up:
+            return
+        self._assign(device)
+        for prefix, via in device.static_routes:
+            with suppress(HostError):  # the one route that may be there already is what is wanted
+                self._write_static(device, prefix, via)
+        for prefix, shortcut in device.shortcuts.items():
+            self._write_shortcut(device, prefix, shortcut)
+
+    def routes(self, tunnel: str) -> dict[Prefix, Address | None]:
+        """The mirrored routes of a tunnel with their next hops."""
+        return self._mirror.best(tunnel)
+
+    def route_lookup(self, tunnel: str, destination: Address) -> Route | None:
+        """The longest match that the kernel has for a destination, shortcuts of this gateway left out.
+
+        Policy rules are followed as for a packet of this host's own. None: there is no route, or it is one that
+        refuses (unreachable, blackhole, prohibit).
+        """
+        try:
+            match = decode_route(self._requests.route_to(destination))
+        except OSError:
+            return None  # ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL: the kinds of route that refuse
+        if match is not None and self._is_shortcut(match):
+            match = self._covering(destination)
+        if match is None or match.kind not in (RTN_UNICAST, RTN_LOCAL):
+            return None
+        if match.kind == RTN_LOCAL:
+            return Route(match.prefix, tunnel=False, next_hop=None, local=True)
+        hop = match.hop_through(self._devices[tunnel].index)
+        if hop is not None:
+            return Route(match.prefix, tunnel=True, next_hop=hop.gateway, local=False)
+        return Route(match.prefix, tunnel=False, next_hop=match.hops[0].gateway if match.hops else None, local=False)
+
+    def _is_shortcut(self, route: KernelRoute) -> bool:
+        return route.protocol == SHORTCUT_PROTOCOL and any(
+            route.hop_through(device.index) is not None for device in self._devices.values()
+        )
+
+    def _covering(self, destination: Address) -> KernelRoute | None:
+        """What the kernel would follow if there were no shortcut.
+
+        The kernel has no question for that, so the main table is read. Only a destination that has a shortcut comes
+        here, which is once in a holding time.
+        """
+        best: KernelRoute | None = None
+        for message in self._dump(None, destination.version):
+            if not route_covers(message, destination):
+                continue
+            route = decode_route(message)
+            if (
+                route is not None
+                and route.table == RT_TABLE_MAIN
+                and not self._is_shortcut(route)
+                and (best is None or _preference(route) > _preference(best))
+            ):
+                best = route
+        return best
+
+    def _dump_routes(self, device: int) -> list[KernelRoute]:
+        """The routes by a device, of every table."""
+        messages = [message for version in _FAMILIES for message in self._dump(device, version)]
+        return [route for message in messages if (route := decode_route(message)) is not None]
+
+    def _dump(self, device: int | None, version: int) -> list[Message]:
+        """The routes by a device, of every table, or without a device those of the main table."""
+        message: Any = rtmsg()
+        message["family"] = _FAMILIES[version]
+        message["attrs"] = [("RTA_TABLE", RT_TABLE_MAIN)] if device is None else [("RTA_OIF", device)]
+        try:
+            answer = self._requests.dump(RTM_GETROUTE, message)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
+                return []  # no such table yet, or a host without this family
+            raise HostError(f"cannot read the kernel's routes: {error.strerror}") from None
+        return [part for part in answer if part.kind == RTM_NEWROUTE]
+
+    def _load_addresses(self) -> None:
+        self._addresses.clear()
+        for kind, message in ((RTM_GETLINK, ifinfmsg()), (RTM_GETADDR, ifaddrmsg())):
+            try:
+                answer = self._requests.dump(kind, message)
+            except OSError as error:
+                raise HostError(f"cannot read the host's interfaces: {error.strerror}") from None
+            for part in answer:
+                self._addresses.receive(part)
+
+
+def _preference(route: KernelRoute) -> tuple[int, int]:
+    return route.prefix.prefixlen, -route.metric
+
+
+def forwards(version: int) -> bool:
+    """Whether this host forwards packets of an IP version."""
+    key = "ipv4/ip_forward" if version == 4 else "ipv6/conf/all/forwarding"
+    try:
+        return Path("/proc/sys/net", key).read_text().strip() != "0"
+    except OSError:
+        return True  # not readable, so nothing to warn of

@@ -1,0 +1,150 @@
+"""The mirror of the kernel's routes whose device is a tunnel.
+
+Several routes may have one prefix (tables, metrics, gateways); the data plane's FIB takes one, the one that the kernel
+prefers. The mirror turns the kernel's messages into the changes of that one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dsvpn.addresses import Address, Prefix
+from dsvpn.io.rtnetlink import RT_TABLE_LOCAL, RT_TABLE_MAIN, RTN_UNICAST, KernelRoute
+
+#: RTPROT_NHRP: what this gateway writes itself, and so what it does not mirror.
+SHORTCUT_PROTOCOL = 191
+
+
+@dataclass(frozen=True, slots=True)
+class RouteAdded:
+    """A prefix goes into a tunnel, by `next_hop` (None: on-link). Said again when its next hop changes."""
+
+    tunnel: str
+    prefix: Prefix
+    next_hop: Address | None
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRemoved:
+    """A prefix goes into a tunnel no more."""
+
+    tunnel: str
+    prefix: Prefix
+
+
+RouteChange = RouteAdded | RouteRemoved
+
+
+class _Rank(NamedTuple):
+    """The order in which the kernel prefers routes of one prefix: the table first, then the metric."""
+
+    other_table: bool
+    table: int
+    metric: int
+    tos: int
+
+
+_Candidates = dict[tuple[_Rank, Address | None], None]
+
+
+def _rank(route: KernelRoute) -> _Rank:
+    return _Rank(route.table != RT_TABLE_MAIN, route.table, route.metric, route.tos)
+
+
+def is_mirrored(route: KernelRoute) -> bool:
+    """Whether a route is one that the FIB follows, by whichever device.
+
+    The local table holds the gateway's own addresses, which never go into a tunnel. Multicast and link-local prefixes
+    have no next hop that NHRP could resolve.
+    """
+    return (
+        route.kind == RTN_UNICAST
+        and route.table != RT_TABLE_LOCAL
+        and route.protocol != SHORTCUT_PROTOCOL
+        and not route.prefix.is_multicast
+        and not route.prefix.is_link_local
+    )
+
+
+class RouteMirror:
+    """The mirrored routes of all tunnels of this gateway. Tunnels are known by name, their devices by index."""
+
+    def __init__(self) -> None:
+        self._tunnels: dict[int, str] = {}
+        self._routes: dict[str, dict[Prefix, _Candidates]] = {}
+        self._best: dict[str, dict[Prefix, Address | None]] = {}
+
+    def add_tunnel(self, name: str, device: int) -> None:
+        """Mirror the routes of a device from now on."""
+        self._tunnels[device] = name
+        self._routes[name] = {}
+        self._best[name] = {}
+
+    def best(self, tunnel: str) -> dict[Prefix, Address | None]:
+        """The mirrored prefixes of a tunnel with their next hops."""
+        return dict(self._best[tunnel])
+
+    def changed(self, route: KernelRoute, *, replaces: bool) -> list[RouteChange]:
+        """Take in a new route. `replaces`: it took the place of those with its prefix, table, metric and TOS."""
+        if not is_mirrored(route):
+            return []
+        changes: list[RouteChange] = []
+        rank = _rank(route)
+        for device, tunnel in self._tunnels.items():
+            candidates = self._routes[tunnel].get(route.prefix)
+            hop = route.hop_through(device)
+            if candidates is not None and replaces:
+                for candidate in [candidate for candidate in candidates if candidate[0] == rank]:
+                    del candidates[candidate]
+            if hop is not None:
+                self._routes[tunnel].setdefault(route.prefix, {})[rank, hop.gateway] = None
+            elif candidates is None:
+                continue
+            changes.extend(self._settle(tunnel, route.prefix))
+        return changes
+
+    def removed(self, route: KernelRoute) -> list[RouteChange]:
+        """Take out a route."""
+        changes: list[RouteChange] = []
+        if not is_mirrored(route):
+            return changes
+        for device, tunnel in self._tunnels.items():
+            hop = route.hop_through(device)
+            candidates = self._routes[tunnel].get(route.prefix)
+            if hop is not None and candidates is not None:
+                candidates.pop((_rank(route), hop.gateway), None)
+                changes.extend(self._settle(tunnel, route.prefix))
+        return changes
+
+    def resync(self, tunnel: str, routes: Iterable[KernelRoute]) -> list[RouteChange]:
+        """Take a dump as the whole truth about a tunnel."""
+        device = next(index for index, name in self._tunnels.items() if name == tunnel)
+        fresh: dict[Prefix, _Candidates] = {}
+        for route in routes:
+            hop = route.hop_through(device)
+            if hop is not None and is_mirrored(route):
+                fresh.setdefault(route.prefix, {})[_rank(route), hop.gateway] = None
+        stale = self._routes[tunnel].keys() - fresh.keys()
+        self._routes[tunnel] = fresh
+        changes: list[RouteChange] = []
+        for prefix in [*stale, *fresh]:
+            changes.extend(self._settle(tunnel, prefix))
+        return changes
+
+    def _settle(self, tunnel: str, prefix: Prefix) -> list[RouteChange]:
+        candidates = self._routes[tunnel].get(prefix)
+        best = self._best[tunnel]
+        if not candidates:
+            self._routes[tunnel].pop(prefix, None)
+            if prefix not in best:
+                return []
+            del best[prefix]
+            return [RouteRemoved(tunnel, prefix)]
+        # Among equals (several gateways of one metric) the first that came stays, so that a sibling moves no traffic.
+        _, next_hop = min(candidates, key=lambda candidate: candidate[0])
+        if prefix in best and best[prefix] == next_hop:
+            return []
+        best[prefix] = next_hop
+        return [RouteAdded(tunnel, prefix, next_hop)]

@@ -1,0 +1,1 @@
+"""What people and monitoring see of a gateway: the log, counters, tables."""

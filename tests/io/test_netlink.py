@@ -1,0 +1,257 @@
+"""Netlink against the real kernel, in a namespace of the test's own."""
+
+from __future__ import annotations
+
+import select
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address, ip_interface, ip_network
+
+import pytest
+
+from dsvpn.addresses import Address, Prefix
+from dsvpn.errors import HostError
+from dsvpn.io.netlink import Netlink
+from dsvpn.io.routes import RouteAdded, RouteChange, RouteRemoved
+from dsvpn.nhrp import Route
+from tests.io.namespace import ip, new_namespace, tun
+
+pytestmark = pytest.mark.root
+
+_DEADLINE = 5.0
+
+
+@pytest.fixture
+def netlink() -> Iterator[Netlink]:
+    """A tunnel device `dsvpn0` (10.0.0.11/24, fd00::11/64) and an underlay `eth0` (192.0.2.11/24), watched."""
+    with new_namespace():
+        ip("link add eth0 mtu 1400 type veth peer name eth0-far mtu 1400")
+        ip("link set eth0-far up")
+        ip("link set eth0 up")
+        ip("addr add 192.0.2.11/24 dev eth0")
+        with tun("dsvpn0"):
+            netlink = Netlink()
+            netlink.add_tunnel("dsvpn0", [ip_interface("10.0.0.11/24"), ip_interface("fd00::11/64")], 1380)
+            netlink.resync()
+            try:
+                yield netlink
+            finally:
+                netlink.close()
+
+
+def changes_until(netlink: Netlink, done: Callable[[], bool]) -> list[RouteChange]:
+    """Everything that the monitor reports until `done`."""
+    changes: list[RouteChange] = []
+    deadline = time.monotonic() + _DEADLINE
+    while not done():
+        left = deadline - time.monotonic()
+        assert left > 0, f"nothing more after {changes}; mirrored: {netlink.routes('dsvpn0')}"
+        select.select([netlink], [], [], left)
+        changes.extend(netlink.read_changes())
+    return changes
+
+
+def next_hop(netlink: Netlink, prefix: str) -> Address | str | None:
+    """The mirrored next hop, "absent" if the prefix is not mirrored."""
+    return netlink.routes("dsvpn0").get(ip_network(prefix), "absent")
+
+
+def test_the_device_is_set_up(netlink: Netlink) -> None:
+    shown = ip("addr show dsvpn0")
+    assert "mtu 1380" in shown
+    assert "qlen 2000" in shown
+    assert "10.0.0.11/24" in shown
+    assert "fd00::11/64" in shown
+    assert "UP" in shown
+
+
+def test_connected_routes_are_mirrored_on_link(netlink: Netlink) -> None:
+    assert netlink.routes("dsvpn0") == {ip_network("10.0.0.0/24"): None, ip_network("fd00::/64"): None}
+
+
+def test_a_route_of_another_process_comes_changes_and_goes(netlink: Netlink) -> None:
+    prefix = ip_network("10.2.0.0/16")
+    ip("route add 10.2.0.0/16 via 10.0.0.12 dev dsvpn0")
+    came = changes_until(netlink, lambda: next_hop(netlink, "10.2.0.0/16") != "absent")
+    assert RouteAdded("dsvpn0", prefix, ip_address("10.0.0.12")) in came
+
+    ip("route replace 10.2.0.0/16 via 10.0.0.13 dev dsvpn0")
+    moved = changes_until(netlink, lambda: next_hop(netlink, "10.2.0.0/16") == ip_address("10.0.0.13"))
+    assert moved == [RouteAdded("dsvpn0", prefix, ip_address("10.0.0.13"))]
+
+    ip("route replace 10.2.0.0/16 via 192.0.2.1 dev eth0")
+    gone = changes_until(netlink, lambda: next_hop(netlink, "10.2.0.0/16") == "absent")
+    assert gone == [RouteRemoved("dsvpn0", prefix)]
+
+    ip("route replace 10.2.0.0/16 via 10.0.0.14 dev dsvpn0")
+    changes_until(netlink, lambda: next_hop(netlink, "10.2.0.0/16") == ip_address("10.0.0.14"))
+    ip("route del 10.2.0.0/16")
+    changes_until(netlink, lambda: next_hop(netlink, "10.2.0.0/16") == "absent")
+
+
+def test_ipv6_routes_are_mirrored(netlink: Netlink) -> None:
+    ip("-6 route add fd02::/32 via fd00::12 dev dsvpn0")
+    changes_until(netlink, lambda: next_hop(netlink, "fd02::/32") == ip_address("fd00::12"))
+    ip("-6 route replace fd02::/32 via fd00::13 dev dsvpn0")
+    changes_until(netlink, lambda: next_hop(netlink, "fd02::/32") == ip_address("fd00::13"))
+    ip("-6 route del fd02::/32")
+    changes_until(netlink, lambda: next_hop(netlink, "fd02::/32") == "absent")
+
+
+def test_the_lower_metric_wins_and_its_loss_uncovers_the_other(netlink: Netlink) -> None:
+    ip("route add 10.3.0.0/16 via 10.0.0.12 dev dsvpn0 metric 50")
+    changes_until(netlink, lambda: next_hop(netlink, "10.3.0.0/16") == ip_address("10.0.0.12"))
+    ip("route add 10.3.0.0/16 via 10.0.0.13 dev dsvpn0 metric 20")
+    changes_until(netlink, lambda: next_hop(netlink, "10.3.0.0/16") == ip_address("10.0.0.13"))
+    ip("route del 10.3.0.0/16 metric 20")
+    changes_until(netlink, lambda: next_hop(netlink, "10.3.0.0/16") == ip_address("10.0.0.12"))
+
+
+def test_multipath_and_next_hop_objects_are_understood(netlink: Netlink) -> None:
+    ip("route add 10.4.0.0/16 nexthop via 192.0.2.9 dev eth0 nexthop via 10.0.0.12 dev dsvpn0")
+    changes_until(netlink, lambda: next_hop(netlink, "10.4.0.0/16") == ip_address("10.0.0.12"))
+    ip("nexthop add id 7 via 10.0.0.15 dev dsvpn0")
+    ip("route add 10.5.0.0/16 nhid 7")
+    changes_until(netlink, lambda: next_hop(netlink, "10.5.0.0/16") == ip_address("10.0.0.15"))
+    # The kernel flushes the route with its next hop and says nothing about the route.
+    ip("nexthop del id 7")
+    changes_until(netlink, lambda: next_hop(netlink, "10.5.0.0/16") == "absent")
+
+
+def test_routes_that_vanish_silently_are_noticed(netlink: Netlink) -> None:
+    ip("route add 10.6.0.0/16 via 10.0.0.12 dev dsvpn0")
+    changes_until(netlink, lambda: next_hop(netlink, "10.6.0.0/16") != "absent")
+    ip("link set dsvpn0 down")
+    changes_until(netlink, lambda: netlink.routes("dsvpn0") == {})
+
+
+def test_own_routes_return_when_the_device_comes_up_again() -> None:
+    with new_namespace():
+        ip("tuntap add dev dsvpn0 mode tun")
+        netlink = Netlink()
+        try:
+            summary = (ip_network("10.0.0.0/8"), ip_address("10.0.0.1"))
+            netlink.add_tunnel("dsvpn0", [ip_interface("10.0.0.11/24")], 1380, [summary])
+            netlink.resync()
+            assert next_hop(netlink, "10.0.0.0/8") == ip_address("10.0.0.1")
+            netlink.install_shortcut("dsvpn0", ip_network("10.2.0.0/16"), ip_address("10.0.0.12"))
+            ip("link set dsvpn0 down")
+            changes_until(netlink, lambda: next_hop(netlink, "10.0.0.0/8") == "absent")
+            assert ip("route show") == ""
+            ip("link set dsvpn0 up")
+            changes_until(netlink, lambda: next_hop(netlink, "10.0.0.0/8") == ip_address("10.0.0.1"))
+            assert "10.2.0.0/16 via 10.0.0.12 dev dsvpn0 proto 191 metric 10 onlink" in ip("-N route show")
+        finally:
+            netlink.close()
+
+
+def test_a_static_route_that_is_taken_is_an_error() -> None:
+    with new_namespace():
+        ip("tuntap add dev dsvpn0 mode tun")
+        ip("link add eth0 type veth peer name eth0-far")
+        ip("link set eth0 up")
+        ip("route add 10.0.0.0/8 dev eth0")
+        netlink = Netlink()
+        try:
+            summary = (ip_network("10.0.0.0/8"), ip_address("10.0.0.1"))
+            with pytest.raises(HostError, match=r"^dsvpn0: cannot add the route 10\.0\.0\.0/8 via 10\.0\.0\.1: the ke"):
+                netlink.add_tunnel("dsvpn0", [ip_interface("10.0.0.11/24")], 1380, [summary])
+        finally:
+            netlink.close()
+
+
+def test_shortcuts_are_written_replaced_removed_and_not_mirrored(netlink: Netlink) -> None:
+    prefix = ip_network("10.7.0.0/24")
+    netlink.install_shortcut("dsvpn0", prefix, ip_address("10.0.0.12"))
+    netlink.install_shortcut("dsvpn0", prefix, ip_address("10.0.0.13"))
+    host: Prefix = ip_network("10.0.0.13/32")
+    netlink.install_shortcut("dsvpn0", host, None)
+    shown = ip("-N route show")
+    assert "10.7.0.0/24 via 10.0.0.13 dev dsvpn0 proto 191 metric 10 onlink" in shown
+    assert "10.0.0.13 dev dsvpn0 proto 191 scope 253 metric 10" in shown
+    # The marker comes after the shortcuts in the monitor's queue.
+    ip("route add 10.99.0.0/16 via 10.0.0.12 dev dsvpn0")
+    changes = changes_until(netlink, lambda: next_hop(netlink, "10.99.0.0/16") != "absent")
+    assert [change.prefix for change in changes] == [ip_network("10.99.0.0/16")]
+    netlink.remove_shortcut("dsvpn0", prefix)
+    netlink.remove_shortcut("dsvpn0", prefix)
+    netlink.remove_shortcut("dsvpn0", host)
+    assert "proto 191" not in ip("-N route show")
+
+
+def test_route_lookup(netlink: Netlink) -> None:
+    ip("link add lan0 type veth peer name lan0-far")
+    ip("link set lan0-far up")
+    ip("link set lan0 up")
+    ip("addr add 10.1.0.1/24 dev lan0")
+    ip("route add 10.0.0.0/8 via 10.0.0.1 dev dsvpn0")
+    ip("route add 10.66.0.0/16 via 10.1.0.2 dev lan0")
+    ip("route add unreachable 10.67.0.0/16")
+
+    def lookup(text: str) -> Route | None:
+        return netlink.route_lookup("dsvpn0", ip_address(text))
+
+    summary = Route(ip_network("10.0.0.0/8"), tunnel=True, next_hop=ip_address("10.0.0.1"), local=False)
+    assert lookup("10.9.9.9") == summary
+    assert lookup("10.0.0.77") == Route(ip_network("10.0.0.0/24"), tunnel=True, next_hop=None, local=False)
+    assert lookup("10.1.0.77") == Route(ip_network("10.1.0.0/24"), tunnel=False, next_hop=None, local=False)
+    own = lookup("10.1.0.1")
+    assert own is not None
+    assert own.local
+    assert not own.tunnel
+    by_lan = Route(ip_network("10.66.0.0/16"), tunnel=False, next_hop=ip_address("10.1.0.2"), local=False)
+    assert lookup("10.66.1.1") == by_lan
+    assert lookup("10.67.1.1") is None
+    assert lookup("203.0.113.1") is None
+    assert lookup("fd00::99") == Route(ip_network("fd00::/64"), tunnel=True, next_hop=None, local=False)
+    own6 = lookup("fd00::11")
+    assert own6 is not None
+    assert own6.local
+    assert lookup("fd77::1") is None
+
+
+def test_route_lookup_looks_under_a_shortcut(netlink: Netlink) -> None:
+    ip("route add 10.0.0.0/8 via 10.0.0.1 dev dsvpn0")
+    netlink.install_shortcut("dsvpn0", ip_network("10.2.0.0/16"), ip_address("10.0.0.12"))
+    found = netlink.route_lookup("dsvpn0", ip_address("10.2.3.4"))
+    assert found == Route(ip_network("10.0.0.0/8"), tunnel=True, next_hop=ip_address("10.0.0.1"), local=False)
+    ip("route add 10.2.0.0/15 via 192.0.2.9 dev eth0")
+    found = netlink.route_lookup("dsvpn0", ip_address("10.2.3.4"))
+    assert found == Route(ip_network("10.2.0.0/15"), tunnel=False, next_hop=ip_address("192.0.2.9"), local=False)
+
+
+def test_the_source_address_is_followed(netlink: Netlink) -> None:
+    source = netlink.source("eth0", 4)
+    assert (source.address, source.mtu) == (ip_address("192.0.2.11"), 1400)
+    assert netlink.source(ip_address("192.0.2.11"), 4).mtu == 1400
+    assert netlink.source("eth9", 4).address is None
+
+    ip("addr add 192.0.2.99/24 dev eth0")
+    ip("addr del 192.0.2.11/24 dev eth0")
+    ip("link set eth0 mtu 1300")
+    changes_until(netlink, lambda: netlink.source("eth0", 4).mtu == 1300)
+    # The kernel drops secondary addresses with their primary unless promote_secondaries is set.
+    ip("addr replace 192.0.2.99/24 dev eth0")
+    changes_until(netlink, lambda: netlink.source("eth0", 4).address == ip_address("192.0.2.99"))
+    assert netlink.source(ip_address("192.0.2.11"), 4).address is None
+    ip("link set eth0 down")
+    changes_until(netlink, lambda: netlink.source("eth0", 4).address is None)
+
+
+def test_a_flood_that_overruns_the_monitor_loses_nothing(netlink: Netlink, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost_ones = 0
+    read = netlink._monitor.read
+
+    def counted(limit: int) -> tuple[list[object], bool]:
+        nonlocal lost_ones
+        messages, lost = read(limit)
+        lost_ones += lost
+        return list(messages), lost
+
+    monkeypatch.setattr(netlink._monitor, "read", counted)
+    netlink._monitor._socket.setsockopt(1, 8, 4096)  # SOL_SOCKET, SO_RCVBUF: overrun after a handful of messages
+    batch = "".join(f"route add 10.128.{i}.0/24 via 10.0.0.12 dev dsvpn0\n" for i in range(200))
+    subprocess.run(["ip", "-batch", "-"], input=batch, text=True, check=True)
+    changes_until(netlink, lambda: len(netlink.routes("dsvpn0")) == 202)
+    assert lost_ones > 0, "the receive buffer was meant to overrun"
