@@ -57,7 +57,8 @@ class IkeProfile:
 
     def __post_init__(self) -> None:
         if not self.ike or not self.esp:
-            raise MisuseError(f"profile {self.name!r} has no {'ike' if not self.ike else 'esp'} suite; name at least one")
+            kind = "esp" if self.ike else "ike"
+            raise MisuseError(f"profile {self.name!r} has no {kind} suite; name at least one")
         if not self.psk:
             raise MisuseError(f"profile {self.name!r} has an empty pre-shared key")
         if not 0.0 < self.rekey_margin < 0.5:
@@ -66,4 +67,4 @@ class IkeProfile:
             if getattr(self, name) < 10.0:
                 raise MisuseError(f"profile {self.name!r}: {name} {getattr(self, name)} s is shorter than 10 s")
         if self.dpd_interval < 0:
-            raise MisuseError(f"profile {self.name!r}: dpd_interval {self.dpd_interval} s is negative; write 0 for never")
+            raise MisuseError(f"profile {self.name!r}: dpd_interval {self.dpd_interval} s is negative; 0 is never")

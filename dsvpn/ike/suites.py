@@ -17,14 +17,15 @@ from dsvpn.errors import MisuseError
 @dataclass(frozen=True, slots=True)
 class Cipher:
     """An AEAD. `key_length` and `salt_length` are octets; `key_length_attribute` is bits, None where the
-    transform takes no attribute (RFC 7634 section 3). `wireshark` is how Wireshark's key table calls it."""
+    transform takes no attribute (RFC 7634 section 3). `wireshark` is its name in Wireshark's key table, None where that
+    has none."""
 
     name: str
     encryption_id: int
     key_length: int
     key_length_attribute: int | None
     salt_length: int
-    wireshark: str
+    wireshark: str | None
 
     @property
     def keymat_length(self) -> int:
@@ -57,7 +58,7 @@ CIPHERS: Final = MappingProxyType(
         for cipher in (
             Cipher("aes128gcm16", 20, 16, 128, 4, "AES-GCM-128 with 16 octet ICV [RFC5282]"),
             Cipher("aes256gcm16", 20, 32, 256, 4, "AES-GCM-256 with 16 octet ICV [RFC5282]"),
-            Cipher("chacha20poly1305", 28, 32, None, 4, "ChaCha20-Poly1305 with 16 octet ICV [RFC7634]"),
+            Cipher("chacha20poly1305", 28, 32, None, 4, None),
         )
     }
 )

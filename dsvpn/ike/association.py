@@ -1,0 +1,292 @@
+"""An association: what one handle of the engine stands for.
+
+It is the relation with one peer from IKE_SA_INIT to the end, through all rekeys of its IKE SA. It owns the CHILD_SAs,
+which therefore need not move when the IKE SA is rekeyed (RFC 7296 section 2.18), and the IKE SAs: `current`, and others
+that are on their way out or have not yet won a simultaneous rekey.
+"""
+
+from __future__ import annotations
+
+from dsvpn.addresses import Address, Path
+from dsvpn.ike.child_sa import LINGER, ChildSa, ChildState
+from dsvpn.ike.context import Context
+from dsvpn.ike.delete import DeleteChild
+from dsvpn.ike.events import (
+    ChildSaDeleted,
+    ChildSaEstablished,
+    ChildSaOutboundReady,
+    IkePathChanged,
+    IkeSaDeleted,
+    IkeSaEstablished,
+    IkeSaFailed,
+    IkeSaRekeyed,
+)
+from dsvpn.ike.identity import Identity
+from dsvpn.ike.ike_sa import IkeSa
+from dsvpn.ike.profile import IkeProfile
+from dsvpn.ike.state import IkeState
+from dsvpn.ike.suites import EspSuite
+
+#: CHILD_SAs that one peer may have.
+MAX_CHILDREN = 16
+
+
+class Association:
+    """One peer's IKE SAs and CHILD_SAs. `profile` is None until IKE_AUTH tells a responder which it is."""
+
+    def __init__(self, context: Context, profile: IkeProfile | None, path: Path, now: float) -> None:
+        self.context = context
+        self.profile = profile
+        self.path = path
+        self.handle = 0
+        self.initiator = profile is not None
+        self.established = False
+        self.local_identity: Identity | None = None
+        self.remote_identity: Identity | None = None
+        self.local_nat = False
+        self.remote_nat = False
+        self.udp_encapsulation = False
+        self.last_heard = now
+        self.current: IkeSa | None = None
+        self.ike_sas: list[IkeSa] = []
+        self.children: list[ChildSa] = []
+        #: The deadline under which the engine's timer heap knows this association.
+        self.scheduled: float | None = None
+
+    # -- IKE SAs ---------------------------------------------------------------------------------------------
+
+    def add_ike_sa(self, sa: IkeSa) -> None:
+        """Make an IKE SA known, so that messages find it."""
+        self.ike_sas.append(sa)
+        self.context.ike_sas[sa.local_spi] = sa
+
+    def remove_ike_sa(self, sa: IkeSa, now: float) -> None:
+        """Forget an IKE SA at once."""
+        sa.abandon_tasks(now)
+        sa.state = IkeState.DEAD
+        self.context.half_open.discard(sa)
+        if sa in self.ike_sas:
+            self.ike_sas.remove(sa)
+            del self.context.ike_sas[sa.local_spi]
+        if self.current is sa:
+            self.current = None
+
+    def promote(self, sa: IkeSa, now: float) -> None:
+        """`sa` replaces the current IKE SA and takes over what that had still to do."""
+        old = self.current
+        if old is sa:
+            return
+        self.current = sa
+        if old is not None:
+            sa.tasks.extend(task for task in old.tasks if task.survives_ike_rekey)
+            old.tasks.clear()
+        self.context.emit(IkeSaRekeyed(self.handle))
+        sa.start_next(now)
+
+    def heard(self, now: float) -> None:
+        """A sign of life: an authenticated message or ESP packet."""
+        self.last_heard = now
+
+    def follow(self, path: Path) -> None:
+        """An authenticated message came by `path`. Only a peer behind a NAT may move so: its mapping changed
+        (RFC 7296 section 2.23)."""
+        if self.established and self.remote_nat and path.remote != self.path.remote:
+            self.path = path
+            self.context.emit(IkePathChanged(self.handle, path))
+
+    # -- life and death --------------------------------------------------------------------------------------
+
+    def establish(self, initial_contact: bool, remote_claimed: Address | None, now: float) -> None:
+        """IKE_AUTH succeeded."""
+        assert self.profile is not None
+        self.established = True
+        if not self.handle:
+            self.handle = self.context.new_handle()
+            self.context.associations[self.handle] = self
+        self.heard(now)
+        self.context.emit(
+            IkeSaEstablished(
+                self.handle,
+                self.profile.name,
+                self.initiator,
+                self.path,
+                str(self.remote_identity),
+                self.local_nat,
+                self.remote_nat,
+                initial_contact,
+                remote_claimed,
+            )
+        )
+
+    def end(self, reason: str, now: float) -> None:
+        """Tell the owner that this association is over, and take it from the tables of the living.
+
+        Its IKE SAs stay until the caller removes them: one may have to say goodbye, or to repeat its last answer.
+        """
+        for child in list(self.children):
+            self._forget_child(child)
+        if self.context.associations.pop(self.handle, None) is None:
+            return
+        if self.established:
+            self.context.emit(IkeSaDeleted(self.handle, reason))
+        else:
+            assert self.profile is not None
+            self.context.emit(IkeSaFailed(self.handle, self.profile.name, self.path, reason))
+
+    def collapse(self, reason: str, now: float) -> None:
+        """End, and forget every IKE SA at once."""
+        self.end(reason, now)
+        for sa in list(self.ike_sas):
+            self.remove_ike_sa(sa, now)
+
+    # -- CHILD_SAs -------------------------------------------------------------------------------------------
+
+    def install_child(
+        self,
+        suite: EspSuite,
+        esn: bool,
+        spis: tuple[int, int],
+        keymat: tuple[bytes, bytes],
+        *,
+        replaces: ChildSa | None,
+        outbound_ready: bool,
+        now: float,
+    ) -> ChildSa:
+        """A CHILD_SA has keys. `spis` and `keymat` are (inbound, outbound)."""
+        assert self.profile is not None
+        profile = self.profile
+        child = ChildSa(
+            spis[0],
+            spis[1],
+            suite,
+            esn,
+            self.udp_encapsulation,
+            created=now,
+            rekey_at=now + self.soft_lifetime(profile.child_lifetime),
+            expires_at=now + profile.child_lifetime,
+            replaces=None if replaces is None else replaces.inbound_spi,
+            outbound_ready=outbound_ready,
+        )
+        self.children.append(child)
+        self.context.children[child.inbound_spi] = (self, child)
+        self.context.emit(
+            ChildSaEstablished(
+                self.handle,
+                profile.name,
+                suite.cipher.name,
+                esn,
+                child.inbound_spi,
+                keymat[0],
+                child.outbound_spi,
+                keymat[1],
+                self.udp_encapsulation,
+                self.path,
+                outbound_ready,
+                child.replaces,
+            )
+        )
+        return child
+
+    def soft_lifetime(self, lifetime: float) -> float:
+        """When to rekey: early enough before the end, at random so that neither both ends nor all peers start at
+        once (RFC 7296 section 2.8)."""
+        assert self.profile is not None
+        return lifetime * (1.0 - self.profile.rekey_margin * (1.0 + self.context.uniform()))
+
+    def find_child(self, outbound_spi: int) -> ChildSa | None:
+        """The CHILD_SA that the peer calls by `outbound_spi`."""
+        for child in self.children:
+            if child.outbound_spi == outbound_spi and child.state is not ChildState.LINGERING:
+                return child
+        return None
+
+    def child_deleted(self, child: ChildSa, now: float) -> None:
+        """A CHILD_SA is deleted at both ends. One that others succeed still takes what is on its way."""
+        if child not in self.children or child.state is ChildState.LINGERING:
+            return
+        succeeded = (
+            child.redundant
+            or child.replaces is not None
+            or any(other.replaces == child.inbound_spi for other in self.children)
+        )
+        if succeeded and any(c is not child and c.state is not ChildState.LINGERING for c in self.children):
+            child.state = ChildState.LINGERING
+            child.gone_at = now + LINGER
+            child.outbound_ready = False
+        else:
+            self._forget_child(child)
+        self._settle_outbound(child)
+
+    def make_outbound_ready(self, child: ChildSa) -> None:
+        """The peer is known to have this CHILD_SA."""
+        if not child.outbound_ready and not child.redundant and child.state is ChildState.INSTALLED:
+            child.outbound_ready = True
+            self.context.emit(ChildSaOutboundReady(self.handle, child.inbound_spi))
+
+    def _settle_outbound(self, gone: ChildSa) -> None:
+        """Something must seal when `gone` does not: its successor, or whatever is left."""
+        for child in self.children:
+            if child.replaces == gone.inbound_spi:
+                self.make_outbound_ready(child)
+        living = [child for child in self.children if child.state is ChildState.INSTALLED]
+        if living and not any(child.outbound_ready for child in living):
+            living[-1].redundant = False
+            self.make_outbound_ready(living[-1])
+
+    def _forget_child(self, child: ChildSa) -> None:
+        self.children.remove(child)
+        del self.context.children[child.inbound_spi]
+        self.context.emit(ChildSaDeleted(self.handle, child.inbound_spi, child.outbound_spi))
+
+    # -- time ------------------------------------------------------------------------------------------------
+
+    def deadline(self) -> float | None:
+        """When `handle_timer` has something to do."""
+        times = [time for sa in self.ike_sas for time in sa.deadlines()]
+        if self.established and (current := self.current) is not None and current.state is IkeState.ESTABLISHED:
+            assert self.profile is not None
+            times += (current.rekey_at, current.expires_at)
+            if self.profile.dpd_interval and current.requests.outstanding is None:
+                times.append(self.last_heard + self.profile.dpd_interval)
+            for child in self.children:
+                if child.state is ChildState.LINGERING:
+                    times.append(child.gone_at)
+                elif child.state is ChildState.INSTALLED:
+                    times += (child.rekey_at, child.expires_at)
+                elif child.state is ChildState.REKEYED:
+                    times.append(child.expires_at)
+        return min(times, default=None)
+
+    def handle_timer(self, now: float) -> None:
+        """Do what is due."""
+        for sa in list(self.ike_sas):
+            sa.handle_timer(now)
+        current = self.current
+        if not self.established or current is None or current.state is not IkeState.ESTABLISHED:
+            return
+        assert self.profile is not None
+        if current.expires_at <= now:
+            current.say_goodbye("the lifetime of the IKE SA is over", now)
+            return
+        for child in list(self.children):
+            if child.state is ChildState.LINGERING:
+                if child.gone_at <= now:
+                    self._forget_child(child)
+            elif child.expires_at <= now and child.state is not ChildState.DELETING:
+                self.delete_child(child, now)
+            elif child.state is ChildState.INSTALLED and child.rekey_at <= now:
+                current.rekey_child(child, now)
+        if current.rekey_at <= now:
+            current.rekey(now)
+        if (
+            self.profile.dpd_interval
+            and current.requests.outstanding is None
+            and self.last_heard + self.profile.dpd_interval <= now
+        ):
+            current.check_liveness(now)
+
+    def delete_child(self, child: ChildSa, now: float) -> None:
+        """Delete a CHILD_SA at both ends."""
+        if child.state in (ChildState.INSTALLED, ChildState.REKEYED) and self.current is not None:
+            child.state = ChildState.DELETING
+            self.current.add_task(DeleteChild(child), now, urgent=True)

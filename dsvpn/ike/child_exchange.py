@@ -1,0 +1,168 @@
+"""What IKE_AUTH and CREATE_CHILD_SA have in common: negotiating a CHILD_SA in transport mode.
+
+N(USE_TRANSPORT_MODE), SA, TSi, TSr  -->
+                                <--  N(USE_TRANSPORT_MODE), SA, TSi, TSr
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from dsvpn.addresses import Address
+from dsvpn.errors import PeerError
+from dsvpn.ike import selectors
+from dsvpn.ike.key_exchange import KeyExchange, make_key_exchange
+from dsvpn.ike.keymat import derive_child_keymat
+from dsvpn.ike.proposals import EspChoice, check_esp_answer, choose_esp, offer_esp
+from dsvpn.ike.suites import EspSuite
+from dsvpn.ike.task import Payloads
+from dsvpn.wire import ikev2 as wire
+from dsvpn.wire.ikev2 import NotifyType
+
+if TYPE_CHECKING:
+    from dsvpn.ike.ike_sa import IkeSa
+
+
+@dataclass(frozen=True, slots=True)
+class Negotiated:
+    """A CHILD_SA that both ends agree on. `answer` is the responder's SA payload, TSi and TSr."""
+
+    suite: EspSuite
+    esn: bool
+    inbound_spi: int
+    outbound_spi: int
+    inbound_keymat: bytes = field(repr=False)
+    outbound_keymat: bytes = field(repr=False)
+    public: bytes
+    remote_claimed: Address | None
+    sa: wire.SecurityAssociation | None = None
+    selectors: tuple[wire.TrafficSelector, wire.TrafficSelector] | None = None
+
+
+def offer_child(sa: IkeSa, suites: Sequence[EspSuite], spi: int, with_groups: bool) -> list[wire.Payload]:
+    """USE_TRANSPORT_MODE, SA, TSi and TSr of a request; the caller puts nonce and KE behind SA."""
+    ts_i, ts_r = selectors.propose(sa.association.path)
+    return [
+        wire.Notify(NotifyType.USE_TRANSPORT_MODE),
+        offer_esp(suites, spi, with_groups),
+        wire.TrafficSelectorsInitiator((ts_i,)),
+        wire.TrafficSelectorsResponder((ts_r,)),
+    ]
+
+
+def accept_answer(
+    sa: IkeSa,
+    payloads: Payloads,
+    suites: Sequence[EspSuite],
+    inbound_spi: int,
+    nonces: tuple[bytes, bytes],
+    *,
+    with_groups: bool,
+    key_exchange: KeyExchange | None = None,
+) -> Negotiated:
+    """The CHILD_SA that the peer's answer makes. PeerError when it does not answer what was offered."""
+    association = sa.association
+    answer = wire.find(payloads, wire.SecurityAssociation)
+    ts_i = wire.find(payloads, wire.TrafficSelectorsInitiator)
+    ts_r = wire.find(payloads, wire.TrafficSelectorsResponder)
+    if answer is None or ts_i is None or ts_r is None:
+        raise PeerError("peer's answer has no CHILD_SA")
+    if wire.find_notify(payloads, NotifyType.USE_TRANSPORT_MODE) is None:
+        raise PeerError("peer insists on tunnel mode; configure transport mode there")
+    choice = check_esp_answer(suites, answer, with_groups)
+    if choice is None:
+        raise PeerError("peer chose an ESP proposal that was not offered")
+    nat = association.udp_encapsulation
+    if not selectors.acceptable(ts_i.selectors, ts_r.selectors, association.path, nat=nat):
+        raise PeerError("peer's traffic selectors go beyond GRE between the two ends")
+    secret = b""
+    if with_groups and choice.suite.group is not None:
+        public = wire.find(payloads, wire.KeyExchange)
+        group = choice.suite.group
+        if (
+            public is None
+            or key_exchange is None
+            or {public.group, key_exchange.group.key_exchange_id} != {group.key_exchange_id}
+        ):
+            raise PeerError(f"peer's key exchange is not the {group.name} of its proposal")
+        secret = key_exchange.shared_secret(public.data)
+    outbound, inbound = _keymat(sa, choice, nonces, secret)
+    return Negotiated(
+        choice.suite, choice.esn, inbound_spi, choice.peer_spi, inbound, outbound, b"", _claimed(ts_r.selectors)
+    )
+
+
+def answer_offer(
+    sa: IkeSa, offer: wire.SecurityAssociation, payloads: Payloads, nonces: tuple[bytes, bytes], *, with_groups: bool
+) -> Negotiated:
+    """The CHILD_SA to answer with. PeerError with the notification to answer otherwise; then no SPI is taken."""
+    association = sa.association
+    context = sa.context
+    profile = association.profile
+    assert profile is not None
+    ts_i = wire.find(payloads, wire.TrafficSelectorsInitiator)
+    ts_r = wire.find(payloads, wire.TrafficSelectorsResponder)
+    if ts_i is None or ts_r is None:
+        raise PeerError("peer's request for a CHILD_SA lacks traffic selectors", NotifyType.INVALID_SYNTAX)
+    if wire.find_notify(payloads, NotifyType.USE_TRANSPORT_MODE) is None:
+        raise PeerError("peer asks for tunnel mode; configure transport mode there", NotifyType.NO_PROPOSAL_CHOSEN)
+    narrowed = selectors.narrow(
+        ts_i.selectors,
+        ts_r.selectors,
+        association.path,
+        local_nat=association.local_nat or association.udp_encapsulation,
+        remote_nat=association.remote_nat or association.udp_encapsulation,
+    )
+    if narrowed is None:
+        raise PeerError("peer's traffic selectors have no GRE between the two ends", NotifyType.TS_UNACCEPTABLE)
+    choice = choose_esp(profile.esp, offer, 0, with_groups)
+    if choice is None:
+        raise PeerError("no ESP suite in common", NotifyType.NO_PROPOSAL_CHOSEN)
+    secret = public = b""
+    if with_groups and choice.suite.group is not None:
+        group = choice.suite.group
+        peer_public = wire.find(payloads, wire.KeyExchange)
+        if peer_public is None or peer_public.group != group.key_exchange_id:
+            raise PeerError(
+                "key exchange of another group",
+                NotifyType.INVALID_KE_PAYLOAD,
+                group.key_exchange_id.to_bytes(2, "big"),
+            )
+        key_exchange = make_key_exchange(group, context.random)
+        try:
+            secret = key_exchange.shared_secret(peer_public.data)
+        except PeerError as error:
+            raise PeerError(error.reason, NotifyType.INVALID_SYNTAX) from None
+        public = key_exchange.public
+    spi = context.allocate_spi()
+    if spi is None:
+        raise PeerError("no inbound SPI left", NotifyType.NO_ADDITIONAL_SAS)
+    inbound, outbound = _keymat(sa, choice, nonces, secret)
+    answer = wire.SecurityAssociation((replace(choice.answer, spi=spi.to_bytes(4, "big")),))
+    return Negotiated(
+        choice.suite,
+        choice.esn,
+        spi,
+        choice.peer_spi,
+        inbound,
+        outbound,
+        public,
+        _claimed(ts_i.selectors),
+        answer,
+        narrowed,
+    )
+
+
+def _keymat(sa: IkeSa, choice: EspChoice, nonces: tuple[bytes, bytes], secret: bytes) -> tuple[bytes, bytes]:
+    """The key material that the initiator of the exchange seals with, then the responder's."""
+    assert sa.suite is not None
+    return derive_child_keymat(sa.suite.prf, sa.sk_d, choice.suite.cipher, nonces[0], nonces[1], secret)
+
+
+def _claimed(proposed: Sequence[wire.Selector]) -> Address | None:
+    for selector in proposed:
+        if isinstance(selector, wire.TrafficSelector) and selector.start == selector.end:
+            return selector.start
+    return None

@@ -1,0 +1,102 @@
+"""What all IKE SAs of an engine share: randomness, SPIs, events, datagrams and the tables that find them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from dsvpn.addresses import Path
+from dsvpn.errors import HostError
+from dsvpn.ike.events import Event, IkeAuthenticationRefused
+from dsvpn.ike.half_open import HalfOpenTable
+from dsvpn.ike.profile import IkeProfile
+from dsvpn.wire.ikev2 import SPI_LENGTH, ZERO_SPI
+
+if TYPE_CHECKING:
+    from dsvpn.ike.association import Association
+    from dsvpn.ike.child_sa import ChildSa
+    from dsvpn.ike.ike_sa import IkeSa
+
+#: Refusals reported at once, and per second after that: what strangers cause must not fill logs.
+REFUSAL_BURST = 20.0
+REFUSAL_RATE = 2.0
+
+
+class Context:
+    """The shared state of one engine."""
+
+    def __init__(
+        self,
+        profiles: dict[str, IkeProfile],
+        random: Callable[[int], bytes],
+        allocate_spi: Callable[[], int],
+        release_spi: Callable[[int], None],
+        key_log: Callable[[str], None] | None,
+    ) -> None:
+        self.profiles = profiles
+        self.random = random
+        self.release_spi = release_spi
+        self.key_log = key_log
+        self.events: deque[Event] = deque()
+        self.outbox: list[tuple[bytes, Path]] = []
+        #: IKE SAs by the SPI that we chose.
+        self.ike_sas: dict[bytes, IkeSa] = {}
+        self.half_open = HalfOpenTable()
+        #: Associations by handle: those that we initiate and those that are established.
+        self.associations: dict[int, Association] = {}
+        #: Whom an inbound ESP SPI belongs to.
+        self.children: dict[int, tuple[Association, ChildSa]] = {}
+        self._allocate_spi = allocate_spi
+        self._last_handle = 0
+        self._refusals = REFUSAL_BURST
+        self._refused_at = 0.0
+        self._refusals_hidden = 0
+
+    def new_handle(self) -> int:
+        """A handle that the engine never gave before."""
+        self._last_handle += 1
+        return self._last_handle
+
+    def new_ike_spi(self) -> bytes:
+        """An unused IKE SPI; zero means "none yet" on the wire."""
+        while True:
+            spi = self.random(SPI_LENGTH)
+            if spi != ZERO_SPI and spi not in self.ike_sas:
+                return spi
+
+    def new_nonce(self) -> bytes:
+        """Half the key size of any PRF here and more (RFC 7296 section 2.10)."""
+        return self.random(32)
+
+    def allocate_spi(self) -> int | None:
+        """An inbound ESP SPI, or None when the owner has no more."""
+        try:
+            return self._allocate_spi()
+        except HostError:
+            return None
+
+    def uniform(self) -> float:
+        """A random number in [0, 1)."""
+        return int.from_bytes(self.random(4), "big") / 2**32
+
+    def emit(self, event: Event) -> None:
+        """Tell the owner."""
+        self.events.append(event)
+
+    def send(self, datagram: bytes, path: Path) -> None:
+        """Queue a datagram."""
+        self.outbox.append((datagram, path))
+
+    def refuse(self, profile: str, path: Path, identity: str, reason: str, now: float) -> None:
+        """Tell the owner of a peer that was refused, at a limited rate."""
+        self._refusals = min(REFUSAL_BURST, self._refusals + (now - self._refused_at) * REFUSAL_RATE)
+        self._refused_at = now
+        if self._refusals < 1.0:
+            self._refusals_hidden += 1
+            return
+        self._refusals -= 1.0
+        if self._refusals_hidden:
+            reason = f"{reason} (and {self._refusals_hidden} refusals that are not shown)"
+            self._refusals_hidden = 0
+        self.emit(IkeAuthenticationRefused(profile, path, identity, reason))

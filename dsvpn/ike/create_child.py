@@ -1,0 +1,229 @@
+"""CREATE_CHILD_SA for CHILD_SAs: rekeying one, or making a further one (RFC 7296 sections 1.3.1, 1.3.3, 2.8).
+
+    HDR, SK {[N(REKEY_SA)], N(USE_TRANSPORT_MODE), SA, Ni, [KEi], TSi, TSr}  -->
+                                    <--  HDR, SK {N(USE_TRANSPORT_MODE), SA, Nr, [KEr], TSi, TSr}
+
+Both ends may rekey one CHILD_SA at once. Call it C, the new SA of our exchange A, that of the peer's exchange P.
+
+1.  The peer's request comes while ours is outstanding: both exchanges run. When our answer comes, the four nonces are
+    known, and the SA of the exchange with the lowest one is redundant: its initiator deletes it, the other initiator
+    deletes C (section 2.8.1).
+    a.  A wins: we delete C, nothing is sealed with P, and the peer deletes P.
+    b.  P wins: we delete A, which was never sealed with, and the peer deletes C; that delete makes P ready.
+    c.  The peer's delete of C or P comes before our answer, which was lost or late: it is obeyed, and the nonces,
+        kept by our task, still tell what becomes of A.
+2.  The peer's request comes when our exchange is done and C is being deleted: TEMPORARY_FAILURE, and when C is gone:
+    CHILD_SA_NOT_FOUND (section 2.25.1). The peer has A already and forgets its own attempt.
+3.  Our request meets case 2 at the peer: we have P already and forget our attempt. Only if C lives on without
+    successor do we try again (TEMPORARY_FAILURE) or replace it by a fresh SA (CHILD_SA_NOT_FOUND).
+4.  The peer deletes C while our rekey of it is outstanding and made no P: C goes; A stays, if the peer made it.
+5.  Our rekey waits for the window when the peer's request comes: ours is dropped before it is sent.
+6.  The peer rekeys C again although P succeeds it: TEMPORARY_FAILURE; it is to delete C.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dsvpn.errors import PeerError
+from dsvpn.ike.child_exchange import accept_answer, answer_offer, offer_child
+from dsvpn.ike.child_sa import ChildSa, ChildState
+from dsvpn.ike.delete import DeleteStillborn
+from dsvpn.ike.key_exchange import KeyExchange, make_key_exchange
+from dsvpn.ike.suites import Group
+from dsvpn.ike.task import Payloads, Task, first_error
+from dsvpn.wire import ikev2 as wire
+from dsvpn.wire.ikev2 import ExchangeType, NotifyType, ProtocolId
+
+if TYPE_CHECKING:
+    from dsvpn.ike.ike_sa import IkeSa
+
+#: Requests that one wish may take: another group, or another time.
+MAX_TRIES = 4
+#: Seconds after which a rekey that the peer put off is tried again, and up to as many more at random.
+RETRY = 2.0
+
+
+class CreateChild(Task):
+    """Rekey the CHILD_SA `old`, or make a further one for None."""
+
+    exchange = ExchangeType.CREATE_CHILD_SA
+    survives_ike_rekey = True
+
+    def __init__(self, old: ChildSa | None) -> None:
+        self.old = old
+        self.inbound_spi: int | None = None
+        self.nonce = b""
+        self.group: Group | None = None
+        self.key_exchange: KeyExchange | None = None
+        self.tries = 0
+        #: The peer's simultaneous rekey of the same SA (P above) and its nonces, which outlive it.
+        self.passive: ChildSa | None = None
+        self.passive_nonces: tuple[bytes, bytes] | None = None
+
+    def build(self, sa: IkeSa, now: float) -> list[wire.Payload] | None:
+        """The request, unless `old` has been replaced or deleted meanwhile."""
+        context, old = sa.context, self.old
+        profile = sa.association.profile
+        assert profile is not None
+        if old is not None and old.state is not ChildState.INSTALLED:
+            return None
+        self.inbound_spi = context.allocate_spi()
+        if self.inbound_spi is None:
+            self._retry_later(sa, now)
+            return None
+        if self.group is None:
+            self.group = next((suite.group for suite in profile.esp if suite.group is not None), None)
+        self.nonce = context.new_nonce()
+        self.tries += 1
+        transport, offer, ts_i, ts_r = offer_child(sa, profile.esp, self.inbound_spi, with_groups=True)
+        payloads: list[wire.Payload] = []
+        if old is not None:
+            old.rekey = self
+            spi = old.inbound_spi.to_bytes(4, "big")
+            payloads.append(wire.Notify(NotifyType.REKEY_SA, b"", ProtocolId.ESP, spi))
+        payloads += (transport, offer, wire.Nonce(self.nonce))
+        if self.group is not None:
+            self.key_exchange = make_key_exchange(self.group, context.random)
+            payloads.append(wire.KeyExchange(self.group.key_exchange_id, self.key_exchange.public))
+        return [*payloads, ts_i, ts_r]
+
+    def process(self, sa: IkeSa, payloads: Payloads, now: float) -> None:
+        """The new CHILD_SA, or why there is none."""
+        association, old = sa.association, self.old
+        profile = association.profile
+        assert profile is not None
+        assert self.inbound_spi is not None
+        if old is not None:
+            old.rekey = None
+        error = first_error(payloads)
+        if error is not None:
+            self._release(sa)
+            self._refused(sa, error, now)
+            return
+        nonce = wire.find(payloads, wire.Nonce)
+        try:
+            if nonce is None:
+                raise PeerError("peer's CREATE_CHILD_SA answer lacks its nonce")
+            nonces = (self.nonce, nonce.data)
+            new = accept_answer(
+                sa,
+                payloads,
+                profile.esp,
+                self.inbound_spi,
+                nonces,
+                with_groups=True,
+                key_exchange=self.key_exchange,
+            )
+        except PeerError:
+            # The peer has made an SA that this end cannot: take it back, then try again.
+            sa.add_task(DeleteStillborn(self.inbound_spi), now, urgent=True)
+            self.inbound_spi = None
+            self._retry_later(sa, now)
+            return
+        lost = self.passive_nonces is not None and min(nonces) < min(self.passive_nonces)
+        self.inbound_spi = None
+        child = association.install_child(
+            new.suite,
+            new.esn,
+            (new.inbound_spi, new.outbound_spi),
+            (new.inbound_keymat, new.outbound_keymat),
+            replaces=old,
+            outbound_ready=not lost,
+            now=now,
+        )
+        if lost:
+            child.redundant = True
+            association.delete_child(child, now)
+            return
+        if self.passive is not None:
+            self.passive.redundant = True
+            self.passive.outbound_ready = False
+        if old is not None and old in association.children:
+            association.delete_child(old, now)
+
+    def abandon(self, sa: IkeSa, now: float) -> None:
+        """Nothing came of it."""
+        self._release(sa)
+        if self.old is not None:
+            self.old.rekey = None
+
+    def _refused(self, sa: IkeSa, error: wire.Notify, now: float) -> None:
+        profile = sa.association.profile
+        assert profile is not None
+        old = self.old
+        if error.type == NotifyType.INVALID_KE_PAYLOAD and self.tries < MAX_TRIES:
+            wanted = int.from_bytes(error.data, "big") if len(error.data) == 2 else 0
+            for suite in profile.esp:
+                if suite.group is not None and suite.group.key_exchange_id == wanted and suite.group != self.group:
+                    self.group = suite.group
+                    sa.add_task(self, now, urgent=True)
+                    return
+        if error.type == NotifyType.CHILD_SA_NOT_FOUND and old is not None:
+            if old.state is ChildState.INSTALLED:
+                # The peer lost it: what we send with it is dropped (RFC 7296 section 2.25.1).
+                sa.association.child_deleted(old, now)
+                sa.rekey_child(None, now)
+            return
+        self._retry_later(sa, now)
+
+    def _retry_later(self, sa: IkeSa, now: float) -> None:
+        if self.old is not None:
+            self.old.rekey = None
+            self.old.rekey_at = now + RETRY * (1.0 + sa.context.uniform())
+
+    def _release(self, sa: IkeSa) -> None:
+        if self.inbound_spi is not None:
+            sa.context.release_spi(self.inbound_spi)
+            self.inbound_spi = None
+
+
+def respond_create_child(
+    sa: IkeSa, offer: wire.SecurityAssociation, payloads: Payloads, now: float
+) -> list[wire.Payload]:
+    """Answer the peer's rekey of a CHILD_SA, or its wish for a further one."""
+    from dsvpn.ike.association import MAX_CHILDREN
+
+    association = sa.association
+    if sa.rekey_task is not None:
+        raise PeerError("the IKE SA is being rekeyed", NotifyType.TEMPORARY_FAILURE)
+    nonce = wire.find(payloads, wire.Nonce)
+    if nonce is None:
+        raise PeerError("CREATE_CHILD_SA lacks the nonce", NotifyType.INVALID_SYNTAX)
+    old: ChildSa | None = None
+    rekey = wire.find_notify(payloads, NotifyType.REKEY_SA)
+    if rekey is not None:
+        old = association.find_child(int.from_bytes(rekey.spi, "big"))
+        if old is None or rekey.protocol != ProtocolId.ESP:
+            return [wire.Notify(NotifyType.CHILD_SA_NOT_FOUND, b"", rekey.protocol, rekey.spi)]
+        if old.state is not ChildState.INSTALLED:
+            raise PeerError(f"the CHILD_SA is {old.state.value}", NotifyType.TEMPORARY_FAILURE)
+    if len(association.children) >= MAX_CHILDREN:
+        raise PeerError("too many CHILD_SAs", NotifyType.NO_ADDITIONAL_SAS)
+    nonces = (nonce.data, sa.context.new_nonce())
+    new = answer_offer(sa, offer, payloads, nonces, with_groups=True)
+    child = association.install_child(
+        new.suite,
+        new.esn,
+        (new.inbound_spi, new.outbound_spi),
+        (new.inbound_keymat, new.outbound_keymat),
+        replaces=old,
+        # The initiator cannot open before it has our answer (RFC 7296 section 2.8): a rekey waits for its first sign.
+        outbound_ready=old is None,
+        now=now,
+    )
+    if old is not None:
+        old.state = ChildState.REKEYED
+        if old.rekey is not None:
+            old.rekey.passive, old.rekey.passive_nonces = child, nonces
+    assert new.sa is not None
+    assert new.selectors is not None
+    answer: list[wire.Payload] = [wire.Notify(NotifyType.USE_TRANSPORT_MODE), new.sa, wire.Nonce(nonces[1])]
+    if new.public:
+        assert new.suite.group is not None
+        answer.append(wire.KeyExchange(new.suite.group.key_exchange_id, new.public))
+    return [
+        *answer,
+        wire.TrafficSelectorsInitiator((new.selectors[0],)),
+        wire.TrafficSelectorsResponder((new.selectors[1],)),
+    ]

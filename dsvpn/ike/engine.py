@@ -1,0 +1,245 @@
+"""The IKEv2 engine: every IKE SA of a gateway, found by SPI and by handle."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable
+from itertools import count
+
+from dsvpn.addresses import Path
+from dsvpn.errors import DecodeError, MisuseError
+from dsvpn.ike.association import Association
+from dsvpn.ike.child_sa import ChildSa, ChildState
+from dsvpn.ike.context import Context
+from dsvpn.ike.delete import DeleteIke
+from dsvpn.ike.events import Event, IkePathChanged
+from dsvpn.ike.ike_sa import IkeSa
+from dsvpn.ike.init import IkeSaInit
+from dsvpn.ike.profile import IkeProfile
+from dsvpn.ike.respond_init import respond_init
+from dsvpn.ike.snapshot import association_status
+from dsvpn.ike.status import IkeSaStatus
+from dsvpn.wire import ikev2 as wire
+from dsvpn.wire.ikev2 import ZERO_SPI, ExchangeType
+
+
+class IkeEngine:
+    """All IKE SAs of one gateway, initiated or answered (RFC 7296), without input, output, clock or randomness.
+
+    `random(n)` gives n random octets. `allocate_spi()` gives an inbound ESP SPI, or raises HostError when there is
+    none. `release_spi(spi)` takes back one that no ChildSaEstablished has named; once that event has named it, the SPI
+    belongs to the owner, who frees it at ChildSaDeleted. `key_log` receives lines of Wireshark's
+    ikev2_decryption_table.
+
+    The engine never deletes an IKE SA because a peer sent INITIAL_CONTACT: the event tells the owner, who knows which
+    peers share an identity or an address.
+    """
+
+    def __init__(
+        self,
+        profiles: Iterable[IkeProfile],
+        *,
+        random: Callable[[int], bytes],
+        allocate_spi: Callable[[], int],
+        release_spi: Callable[[int], None],
+        key_log: Callable[[str], None] | None = None,
+    ) -> None:
+        by_name = {profile.name: profile for profile in profiles}
+        self._context = Context(by_name, random, allocate_spi, release_spi, key_log)
+        self._timers: list[tuple[float, int, Association]] = []
+        self._order = count()
+
+    # -- datagrams, time and events --------------------------------------------------------------------------
+
+    def initiate(self, profile: str, path: Path, now: float) -> int:
+        """Start an IKE SA with its first CHILD_SA towards `path.remote` and give its handle.
+
+        Ends in IkeSaEstablished + ChildSaEstablished or in IkeSaFailed. With an unspecified `path.local` address the
+        peer sees a NAT, and ESP goes in UDP: give the source address where it is known.
+        """
+        found = self._context.profiles.get(profile)
+        if found is None:
+            known = ", ".join(sorted(self._context.profiles))
+            raise MisuseError(f"no profile is called {profile!r}; known are {known or 'none'}")
+        association = Association(self._context, found, path, now)
+        association.handle = self._context.new_handle()
+        self._context.associations[association.handle] = association
+        sa = IkeSa(association, True, self._context.new_ike_spi(), ZERO_SPI, now)
+        association.add_ike_sa(sa)
+        association.current = sa
+        sa.add_task(IkeSaInit(found, found.force_udp_encapsulation or path.local.address.is_unspecified), now)
+        self._schedule(association)
+        return association.handle
+
+    def receive_datagram(self, data: bytes, path: Path, now: float) -> None:
+        """Take an IKE message (without non-ESP marker). Never raises for any bytes."""
+        try:
+            message = wire.Message.decode(data)
+        except DecodeError:
+            return
+        header = message.header
+        if header.exchange_type == ExchangeType.IKE_SA_INIT and not header.is_response:
+            own = self._context.ike_sas.get(header.initiator_spi)
+            if own is not None and own.is_initiator:
+                own.receive_own_init(now)
+                self._schedule(own.association)
+            elif header.from_initiator and header.responder_spi == ZERO_SPI and header.message_id == 0:
+                association = respond_init(self._context, message, data, path, now)
+                if association is not None:
+                    self._schedule(association)
+            return
+        sa = self._context.ike_sas.get(header.responder_spi if header.from_initiator else header.initiator_spi)
+        # The I flag is of the sender: what we initiated, the peer answers without it.
+        if sa is None or sa.is_initiator == header.from_initiator:
+            return
+        if header.exchange_type == ExchangeType.IKE_SA_INIT:
+            sa.receive_init_response(message, data, path, now)
+        elif (header.initiator_spi, header.responder_spi) == (sa.initiator_spi, sa.responder_spi):
+            sa.receive(message, data, path, now)
+        self._schedule(sa.association)
+
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, Path]]:
+        """Datagrams that are due; port 4500 in `path.local` asks for the non-ESP marker."""
+        outbox, self._context.outbox = self._context.outbox, []
+        return outbox
+
+    def get_timer(self) -> float | None:
+        """When to call `handle_timer` next, in the clock of `now`."""
+        while self._timers:
+            deadline, _, association = self._timers[0]
+            if association.scheduled == deadline:
+                return deadline
+            heapq.heappop(self._timers)
+        return None
+
+    def handle_timer(self, now: float) -> None:
+        """Do what is due: retransmit, rekey, ask for life, expire."""
+        due: list[Association] = []
+        while (deadline := self.get_timer()) is not None and deadline <= now:
+            association = heapq.heappop(self._timers)[2]
+            association.scheduled = None
+            due.append(association)
+        for association in due:
+            association.handle_timer(now)
+            self._schedule(association)
+
+    def next_event(self) -> Event | None:
+        """The oldest event not yet taken, or None."""
+        return self._context.events.popleft() if self._context.events else None
+
+    # -- what the owner asks for -----------------------------------------------------------------------------
+
+    def rekey_child(self, ike_sa: int, inbound_spi: int, now: float) -> None:
+        """Rekey a CHILD_SA. MisuseError for an unknown one; nothing when a rekey or delete is under way."""
+        sa, child = self._living_child(ike_sa, inbound_spi)
+        if child.state is ChildState.INSTALLED and child.rekey is None:
+            sa.rekey_child(child, now)
+            self._schedule(sa.association)
+
+    def create_child(self, ike_sa: int, now: float) -> None:
+        """Make a further CHILD_SA, for when the only one was deleted."""
+        sa = self._established(ike_sa)
+        sa.rekey_child(None, now)
+        self._schedule(sa.association)
+
+    def rekey_ike(self, ike_sa: int, now: float) -> None:
+        """Rekey an IKE SA; its CHILD_SAs and its handle go on. Nothing when a rekey is under way."""
+        sa = self._established(ike_sa)
+        if sa.rekey_task is None:
+            sa.rekey(now)
+            self._schedule(sa.association)
+
+    def delete_child(self, ike_sa: int, inbound_spi: int, now: float) -> None:
+        """Delete a CHILD_SA at both ends; ChildSaDeleted follows when the peer has answered or is given up."""
+        sa, child = self._living_child(ike_sa, inbound_spi)
+        sa.association.delete_child(child, now)
+        self._schedule(sa.association)
+
+    def delete(self, ike_sa: int, now: float, reason: str) -> None:
+        """Delete an IKE SA and its CHILD_SAs. The events come at once (IkeSaFailed for one that was not established
+        yet), the peer is told in the background. Nothing for a handle that is gone."""
+        association = self._context.associations.get(ike_sa)
+        if association is None:
+            return
+        sa = association.current
+        assert sa is not None
+        if sa.suite is None:
+            association.collapse(reason, now)
+        else:
+            sa.say_goodbye(reason, now)
+        self._schedule(association)
+
+    def note_traffic(self, ike_sa: int, now: float) -> None:
+        """Authenticated ESP arrived from the peer: it counts as a sign of life. Nothing for a handle that is gone."""
+        association = self._context.associations.get(ike_sa)
+        if association is not None:
+            # The timer finds out when it fires: rearming it for each report of traffic would cost more.
+            association.heard(now)
+
+    def note_inbound(self, inbound_spi: int, now: float) -> None:
+        """Authenticated ESP arrived on this SPI: the peer has the CHILD_SA, so sealing may move to it."""
+        found = self._context.children.get(inbound_spi)
+        if found is not None:
+            association, child = found
+            association.heard(now)
+            association.make_outbound_ready(child)
+
+    def check_liveness(self, ike_sa: int, now: float) -> None:
+        """Ask the peer for a sign of life now."""
+        sa = self._established(ike_sa)
+        sa.check_liveness(now)
+        self._schedule(sa.association)
+
+    def update_remote(self, ike_sa: int, path: Path, now: float) -> None:
+        """The owner learnt from authenticated ESP that the peer moved: IKE follows, and IkePathChanged tells so.
+
+        Nothing unless the peer is behind a NAT, where alone this may happen (RFC 7296 section 2.23).
+        """
+        association = self._context.associations.get(ike_sa)
+        if association is not None and association.established and association.remote_nat:
+            local = association.path.local if path.local.address.is_unspecified else path.local
+            moved = Path(local, path.remote)
+            if moved != association.path:
+                association.path = moved
+                self._context.emit(IkePathChanged(ike_sa, moved))
+
+    def close(self, now: float) -> None:
+        """Delete everything, telling every peer once. Send `datagrams_to_send` afterwards."""
+        for association in list(self._context.associations.values()):
+            sa = association.current
+            assert sa is not None
+            association.end("this gateway stops", now)
+            if sa.suite is not None:
+                outstanding = sa.requests.outstanding
+                if outstanding is not None:
+                    self._context.send(outstanding.datagram, association.path)
+                sa.abandon_tasks(now)
+                sa.send_last_request(DeleteIke(), now)
+        for sa in list(self._context.ike_sas.values()):
+            sa.association.remove_ike_sa(sa, now)
+            self._schedule(sa.association)
+
+    def snapshot(self, now: float) -> list[IkeSaStatus]:
+        """Every IKE SA with its CHILD_SAs, oldest first. Those that strangers left half-open are not shown."""
+        return [association_status(association, now) for association in self._context.associations.values()]
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    def _established(self, ike_sa: int) -> IkeSa:
+        association = self._context.associations.get(ike_sa)
+        if association is None or association.current is None or not association.established:
+            raise MisuseError(f"no established IKE SA has the handle {ike_sa}")
+        return association.current
+
+    def _living_child(self, ike_sa: int, inbound_spi: int) -> tuple[IkeSa, ChildSa]:
+        sa = self._established(ike_sa)
+        association, child = self._context.children.get(inbound_spi, (None, None))
+        if child is None or association is not sa.association:
+            raise MisuseError(f"IKE SA {ike_sa} has no CHILD_SA with inbound SPI {inbound_spi:#010x}")
+        return sa, child
+
+    def _schedule(self, association: Association) -> None:
+        deadline = association.deadline()
+        if deadline is not None and deadline != association.scheduled:
+            heapq.heappush(self._timers, (deadline, next(self._order), association))
+        association.scheduled = deadline

@@ -1,0 +1,91 @@
+"""Keying material: prf, prf+, SKEYSEED, the SK_* keys and the keys of CHILD_SAs (RFC 7296 sections 2.13-2.18)."""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass, field
+
+from dsvpn.ike.suites import Cipher, IkeSuite, Prf
+
+
+def prf(function: Prf, key: bytes, data: bytes) -> bytes:
+    """prf(key, data): HMAC (RFC 4868)."""
+    return hmac.digest(key, data, function.hash_name)
+
+
+def prf_plus(function: Prf, key: bytes, seed: bytes, length: int) -> bytes:
+    """`length` octets of prf+ (RFC 7296 section 2.13)."""
+    if length > 255 * function.key_length:
+        raise ValueError(f"prf+ gives at most {255 * function.key_length} octets, not {length}")
+    output = block = b""
+    counter = 0
+    while len(output) < length:
+        counter += 1
+        block = prf(function, key, block + seed + bytes((counter,)))
+        output += block
+    return output[:length]
+
+
+@dataclass(frozen=True, slots=True)
+class IkeKeys:
+    """The keys of one IKE SA. `ei` and `er` are cipher key then salt; `i` is the direction from the original
+    initiator of this IKE SA. An AEAD has no SK_ai and SK_ar (RFC 5282 section 7.1)."""
+
+    d: bytes = field(repr=False)
+    ei: bytes = field(repr=False)
+    er: bytes = field(repr=False)
+    pi: bytes = field(repr=False)
+    pr: bytes = field(repr=False)
+
+
+def derive_ike_keys(
+    suite: IkeSuite,
+    secret: bytes,
+    nonce_i: bytes,
+    nonce_r: bytes,
+    spi_i: bytes,
+    spi_r: bytes,
+) -> IkeKeys:
+    """The keys of an IKE SA made by IKE_SA_INIT (RFC 7296 section 2.14). `secret` is g^ir."""
+    skeyseed = prf(suite.prf, nonce_i + nonce_r, secret)
+    return _expand(suite, skeyseed, nonce_i, nonce_r, spi_i, spi_r)
+
+
+def derive_rekeyed_ike_keys(
+    suite: IkeSuite,
+    old_prf: Prf,
+    old_sk_d: bytes,
+    secret: bytes,
+    nonce_i: bytes,
+    nonce_r: bytes,
+    spi_i: bytes,
+    spi_r: bytes,
+) -> IkeKeys:
+    """The keys of an IKE SA that replaces another (RFC 7296 section 2.18): SKEYSEED comes from the old SA's SK_d and
+    the old SA's PRF, everything behind it from the new PRF."""
+    skeyseed = prf(old_prf, old_sk_d, secret + nonce_i + nonce_r)
+    return _expand(suite, skeyseed, nonce_i, nonce_r, spi_i, spi_r)
+
+
+def derive_child_keymat(
+    function: Prf, sk_d: bytes, cipher: Cipher, nonce_i: bytes, nonce_r: bytes, secret: bytes = b""
+) -> tuple[bytes, bytes]:
+    """Keying material of a CHILD_SA: (from the exchange's initiator, from its responder), RFC 7296 section 2.17.
+
+    `secret` is g^ir of the CREATE_CHILD_SA exchange, empty without perfect forward secrecy.
+    """
+    length = cipher.keymat_length
+    output = prf_plus(function, sk_d, secret + nonce_i + nonce_r, 2 * length)
+    return output[:length], output[length:]
+
+
+def _expand(suite: IkeSuite, skeyseed: bytes, nonce_i: bytes, nonce_r: bytes, spi_i: bytes, spi_r: bytes) -> IkeKeys:
+    prf_length, cipher_length = suite.prf.key_length, suite.cipher.keymat_length
+    lengths = (prf_length, cipher_length, cipher_length, prf_length, prf_length)
+    output = prf_plus(suite.prf, skeyseed, nonce_i + nonce_r + spi_i + spi_r, sum(lengths))
+    parts = []
+    offset = 0
+    for length in lengths:
+        parts.append(output[offset : offset + length])
+        offset += length
+    return IkeKeys(*parts)

@@ -1,0 +1,117 @@
+"""IKE_AUTH as responder: which profile, is it true, and the first CHILD_SA (RFC 7296 sections 1.2, 2.15, 2.21.2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dsvpn.addresses import Path
+from dsvpn.errors import PeerError
+from dsvpn.ike.auth import shared_key_mic, signed_octets, verify_shared_key_mic
+from dsvpn.ike.child_exchange import answer_offer
+from dsvpn.ike.identity import Identity
+from dsvpn.ike.profile import IkeProfile
+from dsvpn.ike.state import IkeState
+from dsvpn.ike.task import Payloads
+from dsvpn.wire import ikev2 as wire
+from dsvpn.wire.ikev2 import AuthMethod, NotifyType
+
+if TYPE_CHECKING:
+    from dsvpn.ike.ike_sa import IkeSa
+
+
+def respond_auth(sa: IkeSa, payloads: Payloads, path: Path, now: float) -> list[wire.Payload]:
+    """The payloads of the answer; whoever is refused leaves an IKE SA that only repeats the refusal."""
+    association, context = sa.association, sa.context
+    # The move to port 4500 shows here first, and what the peer proves below holds for this path.
+    association.path = path
+    identity = wire.find(payloads, wire.IdentificationInitiator)
+    remote = None if identity is None else Identity(identity.id_type, identity.data)
+    profile_name = ""
+    try:
+        if identity is None or remote is None:
+            raise PeerError("IKE_AUTH without identity", NotifyType.INVALID_SYNTAX)
+        candidates = _candidates(sa, remote, payloads)
+        profile_name = candidates[0].name
+        profile = _authenticate(sa, candidates, identity, payloads)
+    except PeerError as error:
+        context.refuse(profile_name, path, "nobody" if remote is None else str(remote), error.reason, now)
+        sa.state = IkeState.DEAD
+        return [wire.Notify(error.code if error.code is not None else NotifyType.AUTHENTICATION_FAILED)]
+
+    context.half_open.discard(sa)
+    association.profile = profile
+    association.local_identity, association.remote_identity = profile.local_identity, remote
+    ours = wire.IdentificationResponder(profile.local_identity.kind, profile.local_identity.data)
+    assert sa.suite is not None
+    octets = signed_octets(sa.suite.prf, sa.init_response, sa.nonce_i, sa.sk_pr, ours.encode())
+    mic = shared_key_mic(sa.suite.prf, profile.psk, octets)
+    answer: list[wire.Payload] = [ours, wire.Authentication(AuthMethod.SHARED_KEY_MIC, mic)]
+    sa.establish(now)
+    try:
+        offer = wire.find(payloads, wire.SecurityAssociation)
+        if offer is None:
+            raise PeerError("peer wants no CHILD_SA", NotifyType.INVALID_SYNTAX)
+        child = answer_offer(sa, offer, payloads, (sa.nonce_i, sa.nonce_r), with_groups=False)
+    except PeerError as error:
+        # The peer is who it says, so the IKE SA stands (RFC 7296 section 1.2), but it carries nothing here.
+        context.refuse(profile.name, path, str(remote), error.reason, now)
+        sa.start_delete(now)
+        assert error.code is not None
+        return [*answer, wire.Notify(error.code, error.data)]
+    initial_contact = wire.find_notify(payloads, NotifyType.INITIAL_CONTACT) is not None
+    association.establish(initial_contact, child.remote_claimed, now)
+    association.install_child(
+        child.suite,
+        child.esn,
+        (child.inbound_spi, child.outbound_spi),
+        (child.inbound_keymat, child.outbound_keymat),
+        replaces=None,
+        outbound_ready=True,
+        now=now,
+    )
+    assert child.sa is not None
+    assert child.selectors is not None
+    return [
+        *answer,
+        wire.Notify(NotifyType.USE_TRANSPORT_MODE),
+        child.sa,
+        wire.TrafficSelectorsInitiator((child.selectors[0],)),
+        wire.TrafficSelectorsResponder((child.selectors[1],)),
+    ]
+
+
+def _candidates(sa: IkeSa, remote: Identity, payloads: Payloads) -> list[IkeProfile]:
+    """The profiles that the peer may mean, by suite and identities."""
+    wanted = wire.find(payloads, wire.IdentificationResponder)
+    local = None if wanted is None else Identity(wanted.id_type, wanted.data)
+    fitting = [
+        profile
+        for profile in sa.context.profiles.values()
+        if sa.suite in profile.ike and (local is None or profile.local_identity.matches(local))
+    ]
+    if not fitting:
+        raise PeerError(f"peer wants to speak to {local}, which is not us" if local else "no profile has this suite")
+    # A profile that names the peer stands before one for anybody, whose key more people know: with it, one of them
+    # could take the name.
+    named = [p for p in fitting if p.remote_identity is not None and p.remote_identity.matches(remote)]
+    candidates = named or [p for p in fitting if p.remote_identity is None]
+    if not candidates:
+        raise PeerError("no profile is for this identity")
+    return candidates
+
+
+def _authenticate(
+    sa: IkeSa, candidates: list[IkeProfile], identity: wire.IdentificationInitiator, payloads: Payloads
+) -> IkeProfile:
+    """The profile whose pre-shared key the peer has."""
+    proof = wire.find(payloads, wire.Authentication)
+    if proof is None:
+        raise PeerError("peer wants EAP, which is not spoken here; configure a pre-shared key there")
+    if proof.method != AuthMethod.SHARED_KEY_MIC:
+        raise PeerError(f"peer proves itself by {wire.name_of(AuthMethod, proof.method)}, not by shared key")
+    assert sa.suite is not None
+    octets = signed_octets(sa.suite.prf, sa.init_request, sa.nonce_r, sa.sk_pi, identity.encode())
+    for profile in candidates:
+        if verify_shared_key_mic(sa.suite.prf, profile.psk, octets, proof.data):
+            return profile
+    raise PeerError("peer has another pre-shared key")

@@ -1,0 +1,60 @@
+"""Copying the state of associations out, for people."""
+
+from __future__ import annotations
+
+from math import isinf
+
+from dsvpn.ike.association import Association
+from dsvpn.ike.child_sa import ChildSa, ChildState
+from dsvpn.ike.status import ChildSaStatus, IkeSaStatus
+
+
+def association_status(association: Association, now: float) -> IkeSaStatus:
+    """The status of one association under its current IKE SA."""
+    sa = association.current
+    profile = association.profile
+    assert sa is not None
+    assert profile is not None
+    return IkeSaStatus(
+        ike_sa=association.handle,
+        profile=profile.name,
+        state="rekeying" if sa.rekey_task is not None else sa.state.value,
+        initiator=association.initiator,
+        path=association.path,
+        local_identity=str(association.local_identity or profile.local_identity),
+        remote_identity=str(association.remote_identity or ""),
+        initiator_spi=int.from_bytes(sa.initiator_spi, "big"),
+        responder_spi=int.from_bytes(sa.responder_spi, "big"),
+        suite="" if sa.suite is None else sa.suite.name,
+        age=now - sa.created,
+        rekey_in=_until(sa.rekey_at, now),
+        expires_in=_until(sa.expires_at, now),
+        last_heard=now - association.last_heard,
+        local_nat=association.local_nat,
+        remote_nat=association.remote_nat,
+        udp_encapsulation=association.udp_encapsulation,
+        next_request_id=sa.requests.next_id,
+        expected_request_id=sa.responses.expected_id,
+        children=tuple(_child_status(child, now) for child in association.children),
+    )
+
+
+def _child_status(child: ChildSa, now: float) -> ChildSaStatus:
+    rekeyed = child.state in (ChildState.REKEYED, ChildState.LINGERING)
+    return ChildSaStatus(
+        inbound_spi=child.inbound_spi,
+        outbound_spi=child.outbound_spi,
+        suite=child.suite.name,
+        esn=child.esn,
+        state="rekeyed" if rekeyed else child.state.value,
+        age=now - child.created,
+        rekey_in=_until(child.rekey_at, now),
+        expires_in=child.expires_at - now,
+        outbound_ready=child.outbound_ready,
+        udp_encapsulation=child.udp_encapsulation,
+    )
+
+
+def _until(time: float, now: float) -> float:
+    """Seconds until `time`; 0 for what is under way or has no time yet."""
+    return 0.0 if isinf(time) else time - now

@@ -1,0 +1,54 @@
+"""What `dsvpn show sa` shows of the engine: values copied out, free of key material."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dsvpn.addresses import Path
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSaStatus:
+    """One CHILD_SA. Times are seconds from the snapshot, 0 for what is under way.
+
+    `state` is "installed", "rekeyed" (the old SA of a rekey that
+    still lingers) or "deleting". `outbound_ready` False: the older SA still seals.
+    """
+
+    inbound_spi: int
+    outbound_spi: int
+    suite: str
+    esn: bool
+    state: str
+    age: float
+    rekey_in: float
+    expires_in: float
+    outbound_ready: bool
+    udp_encapsulation: bool
+
+
+@dataclass(frozen=True, slots=True)
+class IkeSaStatus:
+    """One IKE SA. `state` is "connecting", "established", "rekeying" or "deleting". Message ids are the next to use
+    for our requests and the next expected of the peer's."""
+
+    ike_sa: int
+    profile: str
+    state: str
+    initiator: bool
+    path: Path
+    local_identity: str
+    remote_identity: str
+    initiator_spi: int
+    responder_spi: int
+    suite: str
+    age: float
+    rekey_in: float
+    expires_in: float
+    last_heard: float
+    local_nat: bool
+    remote_nat: bool
+    udp_encapsulation: bool
+    next_request_id: int
+    expected_request_id: int
+    children: tuple[ChildSaStatus, ...]
