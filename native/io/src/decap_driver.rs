@@ -1,0 +1,85 @@
+//! Underlay to TUN: receive, decapsulate, write, until the socket has no more.
+
+use std::sync::Arc;
+
+use dsvpn_dataplane::{Datagram, Decap, DecapConfig, Shared, TablesReader, TunBatch};
+
+use crate::clock::Clock;
+use crate::descriptors::Descriptors;
+use crate::encap_driver::Drained;
+use crate::receive::{RECEIVE_ARENA, ReceiveRing};
+use crate::socket::Socket;
+use crate::tun_output::write_batch;
+
+/// Errors in a row that a socket may report before its drain ends; poll calls again if it goes on.
+const ERRORS: u32 = 16;
+
+/// One direction's state: one per thread that forwards.
+pub struct DecapDriver {
+    shared: Arc<Shared>,
+    reader: TablesReader,
+    clock: Clock,
+    decap: Decap,
+    arena: Box<[u8]>,
+    datagrams: Vec<Datagram>,
+    batch: TunBatch,
+    ring: ReceiveRing,
+    scratch: Vec<u8>,
+}
+
+impl DecapDriver {
+    pub fn new(shared: Arc<Shared>, reader: TablesReader, clock: Clock) -> Self {
+        Self {
+            decap: Decap::new(Arc::clone(&shared), config(false)),
+            shared,
+            reader,
+            clock,
+            arena: vec![0; RECEIVE_ARENA].into_boxed_slice(),
+            datagrams: Vec::with_capacity(64),
+            batch: TunBatch::new(),
+            ring: ReceiveRing::new(),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// Forward at most `budget` vectors from one socket, until it has no more.
+    pub fn drain(&mut self, descriptors: &Descriptors, socket: &Socket, budget: usize) -> Drained {
+        let udp_offload = descriptors.tuns().all(|(_, tun)| tun.udp_offload());
+        self.decap.set_config(config(udp_offload));
+        let mut drained = Drained::default();
+        let mut errors = 0;
+        let mut vectors = 0;
+        while vectors < budget {
+            let counters = &self.shared.counters;
+            match self.ring.receive(socket, &mut self.arena, &mut self.datagrams, counters) {
+                Ok(receipt) => {
+                    drained.packets += receipt.messages;
+                    if !self.datagrams.is_empty() {
+                        self.forward(descriptors);
+                    }
+                    if receipt.drained {
+                        break;
+                    }
+                    vectors += 1;
+                }
+                // An ICMP error about some datagram that was sent: reading it takes it off the socket.
+                Err(_) if errors < ERRORS => errors += 1,
+                Err(_) => break,
+            }
+        }
+        drained
+    }
+
+    fn forward(&mut self, descriptors: &Descriptors) {
+        let now = self.clock.now_ns();
+        let Some(tables) = self.reader.enter() else { return };
+        self.decap.run(&tables, &mut self.arena, &self.datagrams, &mut self.batch, now);
+        drop(tables);
+        write_batch(descriptors, &self.arena, &self.batch, &mut self.scratch, &self.shared.counters);
+        self.batch.clear();
+    }
+}
+
+fn config(udp_offload: bool) -> DecapConfig {
+    DecapConfig { coalesce_tcp: true, coalesce_udp: udp_offload, verify_checksums: false }
+}

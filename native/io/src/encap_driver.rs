@@ -1,0 +1,145 @@
+//! TUN to underlay: fill the arena, encapsulate, send, until the device has no more.
+
+use std::sync::Arc;
+
+use dsvpn_dataplane::{Encap, EncapConfig, PacketMeta, SendBatch, Shared, TablesReader, TunBatch};
+use dsvpn_wire::virtio::VirtioNetHeader;
+
+use crate::clock::Clock;
+use crate::descriptors::Descriptors;
+use crate::send::SendRing;
+use crate::tun::{READ_ROOM, Tun, VIRTIO_HEADER};
+use crate::tun_output::write_batch;
+
+/// Octets of the arena: three full superpackets, so that the vector and what is sealed of it fit the second level
+/// cache and the last packet does not wait long for the first.
+const ARENA: usize = 256 * 1024;
+
+/// Octets of the send arena.
+const SEND_ARENA: usize = 256 * 1024;
+
+/// Most packets of a vector: bounds the wait of the first one where packets are small.
+const PACKETS: usize = 256;
+
+/// One direction's state: one per thread that forwards.
+pub struct EncapDriver {
+    shared: Arc<Shared>,
+    reader: TablesReader,
+    clock: Clock,
+    encap: Encap,
+    arena: Box<[u8]>,
+    packets: Vec<PacketMeta>,
+    send_arena: Box<[u8]>,
+    batch: SendBatch,
+    replies: TunBatch,
+    ring: SendRing,
+    scratch: Vec<u8>,
+}
+
+/// What a drain did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// Packets or datagrams taken in.
+    pub packets: usize,
+    /// The descriptor gives nothing any more, for good.
+    pub dead: bool,
+}
+
+impl EncapDriver {
+    pub fn new(shared: Arc<Shared>, reader: TablesReader, clock: Clock) -> Self {
+        Self {
+            encap: Encap::new(Arc::clone(&shared), EncapConfig::default()),
+            shared,
+            reader,
+            clock,
+            arena: vec![0; ARENA].into_boxed_slice(),
+            packets: Vec::with_capacity(PACKETS),
+            send_arena: vec![0; SEND_ARENA].into_boxed_slice(),
+            batch: SendBatch::new(),
+            replies: TunBatch::new(),
+            ring: SendRing::new(),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// Forward at most `budget` vectors from one TUN, until it has no more.
+    pub fn drain(&mut self, descriptors: &Descriptors, tunnel: u32, tun: &Tun, budget: usize) -> Drained {
+        let mut drained = Drained::default();
+        for _ in 0..budget {
+            let more = self.fill(tun);
+            if !self.packets.is_empty() {
+                self.forward(descriptors, tunnel);
+                drained.packets += self.packets.len();
+            }
+            match more {
+                Fill::More => {}
+                Fill::Empty => break,
+                Fill::Dead => {
+                    drained.dead = true;
+                    break;
+                }
+            }
+        }
+        drained
+    }
+
+    /// Read packets until the device has none, the arena is full or there are enough.
+    fn fill(&mut self, tun: &Tun) -> Fill {
+        self.packets.clear();
+        let mut at = 0;
+        while self.packets.len() < PACKETS && at + 16 + READ_ROOM <= self.arena.len() {
+            // The packet behind the virtio header begins at a multiple of 16: copies of it are aligned.
+            let start = at + (16 - VIRTIO_HEADER);
+            let count = match tun.read(&mut self.arena[start..start + READ_ROOM]) {
+                Ok(Some(count)) => count,
+                Ok(None) => return Fill::Empty,
+                // The device was taken away (EBADFD, EIO): it would be readable, with this error, for ever.
+                Err(_) => return Fill::Dead,
+            };
+            if let Some(virtio) = VirtioNetHeader::read(&self.arena[start..start + count]) {
+                self.packets.push(PacketMeta {
+                    offset: (start + VIRTIO_HEADER) as u32,
+                    length: (count - VIRTIO_HEADER) as u32,
+                    virtio,
+                    reserved: 0,
+                });
+            }
+            at = (start + count).next_multiple_of(16);
+        }
+        Fill::More
+    }
+
+    fn forward(&mut self, descriptors: &Descriptors, tunnel: u32) {
+        let now = self.clock.now_ns();
+        let mut first = 0;
+        while first < self.packets.len() {
+            // Sending may wait for room, so the tables are entered anew for each part of a vector.
+            let Some(tables) = self.reader.enter() else { return };
+            let progress = self.encap.run(
+                &tables,
+                tunnel,
+                &self.arena,
+                &self.packets[first..],
+                &mut self.send_arena,
+                &mut self.batch,
+                &mut self.replies,
+                now,
+            );
+            drop(tables);
+            let counters = &self.shared.counters;
+            self.ring.send(descriptors.underlay(), &self.send_arena, &self.batch.messages, counters);
+            self.batch.clear();
+            if !self.replies.packets.is_empty() {
+                write_batch(descriptors, &[], &self.replies, &mut self.scratch, counters);
+                self.replies.clear();
+            }
+            first += progress.consumed;
+        }
+    }
+}
+
+enum Fill {
+    More,
+    Empty,
+    Dead,
+}

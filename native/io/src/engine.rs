@@ -1,0 +1,353 @@
+//! One gateway's tables, descriptors and drivers, for a caller in any language.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use dsvpn_dataplane::{
+    Counter, Punt, Shared, TablesError, TablesReader, TablesWriter, TunnelConfig, encap_nhrp, tables,
+};
+
+use crate::clock::Clock;
+use crate::decap_driver::DecapDriver;
+use crate::descriptors::DescriptorTable;
+use crate::encap_driver::EncapDriver;
+use crate::error::SystemError;
+use crate::eventfd::EventFd;
+use crate::send::SendRing;
+use crate::socket::SocketKind;
+use crate::tun::{Tun, check_device_name};
+use crate::underlay::{Underlay, UnderlayConfig};
+use crate::worker::Workers;
+
+/// RFC 3948 section 2.2: what tells IKE from ESP on the NAT traversal port.
+const NON_ESP_MARKER: [u8; 4] = [0; 4];
+
+/// RFC 3948 section 2.3.
+const KEEPALIVE: [u8; 1] = [0xff];
+
+/// Why a call failed.
+#[derive(Debug)]
+pub enum Error {
+    /// The caller's mistake.
+    Misuse(String),
+    /// The system's refusal.
+    System(SystemError),
+    /// A worker ended by a defect.
+    Worker(String),
+}
+
+impl From<TablesError> for Error {
+    fn from(error: TablesError) -> Self {
+        Self::Misuse(error.to_string())
+    }
+}
+
+impl From<SystemError> for Error {
+    fn from(error: SystemError) -> Self {
+        Self::System(error)
+    }
+}
+
+/// The tables and what is shared with those who read them.
+pub struct Core {
+    writer: Mutex<TablesWriter>,
+    reader: Mutex<TablesReader>,
+    pub shared: Arc<Shared>,
+    pub clock: Clock,
+}
+
+impl Default for Core {
+    fn default() -> Self {
+        let (writer, reader) = tables();
+        Self { writer: Mutex::new(writer), reader: Mutex::new(reader), shared: Arc::default(), clock: Clock::default() }
+    }
+}
+
+impl Core {
+    /// The one writer, for a few commands.
+    pub fn writer(&self) -> MutexGuard<'_, TablesWriter> {
+        lock(&self.writer)
+    }
+
+    /// A reader of its own for whoever forwards.
+    pub fn reader(&self) -> TablesReader {
+        lock(&self.reader).clone()
+    }
+
+    /// An unused inbound SPI.
+    pub fn allocate_spi(&self) -> Result<u32, Error> {
+        let mut random = [0; 4];
+        getrandom::fill(&mut random)
+            .map_err(|error| SystemError::new("cannot get random octets", io::Error::from(error)))?;
+        Ok(self.writer().allocate_spi(u32::from_ne_bytes(random))?)
+    }
+}
+
+/// What sends for the control plane.
+#[derive(Default)]
+struct ControlSender {
+    ring: SendRing,
+    scratch: Vec<u8>,
+}
+
+/// Descriptors and drivers of one gateway process.
+pub struct Engine {
+    core: Arc<Core>,
+    descriptors: Arc<DescriptorTable>,
+    underlay_config: Mutex<Option<UnderlayConfig>>,
+    drivers: Mutex<Option<(EncapDriver, DecapDriver)>>,
+    sender: Mutex<ControlSender>,
+    punt_event: Arc<EventFd>,
+    workers: Mutex<Option<Workers>>,
+}
+
+impl Engine {
+    pub fn new(core: Arc<Core>) -> Result<Self, Error> {
+        let event = EventFd::new().map_err(|error| SystemError::new("cannot make an eventfd", error))?;
+        let punt_event = Arc::new(event);
+        let wake = Arc::clone(&punt_event);
+        core.shared.punts.set_wake(move || wake.signal());
+        Ok(Self {
+            core,
+            descriptors: Arc::default(),
+            underlay_config: Mutex::new(None),
+            drivers: Mutex::new(None),
+            sender: Mutex::default(),
+            punt_event,
+            workers: Mutex::new(None),
+        })
+    }
+
+    /// Create the TUN and the tunnel's (empty) tables, which are in force at once.
+    pub fn add_tunnel(&self, name: &str, config: TunnelConfig) -> Result<u32, Error> {
+        check_device_name(name).map_err(|why| Error::Misuse(format!("name: {why}")))?;
+        let tunnel = self.descriptors.free_tunnel();
+        let tun = Tun::create(name)?;
+        let mut writer = self.core.writer();
+        writer.add_tunnel(tunnel, config)?;
+        writer.commit();
+        drop(writer);
+        self.descriptors.insert_tun(tunnel, tun);
+        self.refresh_workers();
+        Ok(tunnel)
+    }
+
+    /// Close the TUN and forget the tunnel's tables, at once.
+    pub fn remove_tunnel(&self, tunnel: u32) -> Result<(), Error> {
+        let mut writer = self.core.writer();
+        writer.remove_tunnel(tunnel)?;
+        writer.commit();
+        drop(writer);
+        self.descriptors.remove_tun(tunnel);
+        self.refresh_workers();
+        Ok(())
+    }
+
+    /// Bind the sockets.
+    pub fn open_underlay(&self, config: UnderlayConfig) -> Result<(), Error> {
+        let misuse = |why: &str| Err(Error::Misuse(why.to_owned()));
+        if config.ike_port == 0 || config.nat_port == 0 {
+            return misuse("ike_port, nat_port: 0 is no port; use 1 to 65535");
+        }
+        if config.ike_port == config.nat_port {
+            return misuse("nat_port: must differ from ike_port");
+        }
+        if !config.ipv4 && !config.ipv6 {
+            return misuse("ipv4, ipv6: at least one must be true");
+        }
+        let mut current = lock(&self.underlay_config);
+        if current.is_some() {
+            return misuse("the underlay is open already");
+        }
+        self.descriptors.set_underlay(Underlay::open(&config)?);
+        *current = Some(config);
+        drop(current);
+        self.refresh_workers();
+        Ok(())
+    }
+
+    /// Send an IKE message from one of the two ports.
+    pub fn send_ike(
+        &self,
+        local: Option<IpAddr>,
+        local_port: u16,
+        remote: SocketAddr,
+        datagram: &[u8],
+    ) -> Result<(), Error> {
+        let config = self.opened()?;
+        if local_port == config.ike_port {
+            return self.send_udp(SocketKind::Ike, local, remote, datagram);
+        }
+        if local_port == config.nat_port {
+            let mut marked = Vec::with_capacity(NON_ESP_MARKER.len() + datagram.len());
+            marked.extend_from_slice(&NON_ESP_MARKER);
+            marked.extend_from_slice(datagram);
+            return self.send_udp(SocketKind::Nat, local, remote, &marked);
+        }
+        Err(Error::Misuse(format!(
+            "local_port: {local_port} is neither ike_port {} nor nat_port {}",
+            config.ike_port, config.nat_port
+        )))
+    }
+
+    /// Send a NAT keepalive.
+    pub fn send_keepalive(&self, local: Option<IpAddr>, remote: SocketAddr) -> Result<(), Error> {
+        self.opened()?;
+        self.send_udp(SocketKind::Nat, local, remote, &KEEPALIVE)
+    }
+
+    fn opened(&self) -> Result<UnderlayConfig, Error> {
+        let config = *lock(&self.underlay_config);
+        config.ok_or_else(|| Error::Misuse(String::from("the underlay is not open: call open_underlay first")))
+    }
+
+    fn send_udp(
+        &self,
+        kind: SocketKind,
+        local: Option<IpAddr>,
+        remote: SocketAddr,
+        datagram: &[u8],
+    ) -> Result<(), Error> {
+        if local.is_some_and(|local| local.is_ipv6() != remote.is_ipv6()) {
+            return Err(Error::Misuse(format!("local: not of the same address family as remote {}", remote.ip())));
+        }
+        if remote.port() == 0 {
+            return Err(Error::Misuse(String::from("remote_port: 0 is no port; use 1 to 65535")));
+        }
+        let counters = &self.core.shared.counters;
+        let descriptors = self.descriptors.current();
+        match descriptors.underlay().socket(kind, remote.is_ipv6()) {
+            Some(socket) => lock(&self.sender).ring.send_datagram(socket, local, remote, datagram, counters),
+            None => counters.add(Counter::DropSendRefused, 1),
+        }
+        Ok(())
+    }
+
+    /// Send an NHRP packet through an adjacency. False when it cannot carry it now; the reason is counted.
+    pub fn send_nhrp(&self, adjacency: u32, packet: &[u8]) -> bool {
+        let counters = &self.core.shared.counters;
+        let mut sender = lock(&self.sender);
+        let ControlSender { ring, scratch } = &mut *sender;
+        let reader = self.core.reader();
+        let Some(tables) = reader.enter() else { return false };
+        let message = encap_nhrp(&tables, adjacency, packet, scratch);
+        drop(tables);
+        match message {
+            Ok(message) => {
+                ring.send(self.descriptors.current().underlay(), scratch, &[message], counters);
+                true
+            }
+            Err(reason) => {
+                counters.add(reason, 1);
+                false
+            }
+        }
+    }
+
+    /// Descriptors for [`Engine::drain`]: TUNs (true) and sockets (false). None while workers own them.
+    pub fn descriptors(&self) -> Vec<(RawFd, bool)> {
+        if lock(&self.workers).is_some() {
+            return Vec::new();
+        }
+        let current = self.descriptors.current();
+        let tuns = current.tuns().map(|(_, tun)| (tun.as_raw_fd(), true));
+        tuns.chain(current.underlay().sockets().iter().map(|socket| (socket.as_raw_fd(), false))).collect()
+    }
+
+    /// Forward at most `budget` vectors from one descriptor. Gives packets taken in.
+    ///
+    /// A TUN that somebody took away is a system error (ENODEV): it must not be watched any more.
+    pub fn drain(&self, descriptor: RawFd, budget: usize) -> Result<usize, Error> {
+        if lock(&self.workers).is_some() {
+            return Err(Error::Misuse(String::from("the workers own the descriptors: call stop_workers first")));
+        }
+        let current = self.descriptors.current();
+        let mut drivers = lock(&self.drivers);
+        let (encap, decap) = drivers.get_or_insert_with(|| self.new_drivers());
+        if let Some(tunnel) = current.tunnel_of(descriptor)
+            && let Some(tun) = current.tun(tunnel)
+        {
+            let drained = encap.drain(&current, tunnel, tun, budget);
+            if drained.dead {
+                return Err(Error::System(SystemError::new(
+                    format!("network device {} was taken away", tun.name()),
+                    io::Error::from_raw_os_error(libc::ENODEV),
+                )));
+            }
+            return Ok(drained.packets);
+        }
+        match current.socket_of(descriptor) {
+            Some(index) => Ok(decap.drain(&current, &current.underlay().sockets()[index], budget).packets),
+            None => Err(Error::Misuse(format!("descriptor: {descriptor} is none of descriptors()"))),
+        }
+    }
+
+    fn new_drivers(&self) -> (EncapDriver, DecapDriver) {
+        let (shared, clock) = (&self.core.shared, self.core.clock);
+        (
+            EncapDriver::new(Arc::clone(shared), self.core.reader(), clock),
+            DecapDriver::new(Arc::clone(shared), self.core.reader(), clock),
+        )
+    }
+
+    /// Let native threads own the descriptors. Nothing happens if they do.
+    pub fn start_workers(&self) -> Result<(), Error> {
+        let mut workers = lock(&self.workers);
+        if workers.is_none() {
+            let (encap, decap) = self.new_drivers();
+            let started = Workers::start(&self.descriptors, &self.core.shared, &self.punt_event, encap, decap)
+                .map_err(|error| SystemError::new("cannot start the worker threads", error))?;
+            *workers = Some(started);
+        }
+        Ok(())
+    }
+
+    /// Stop and join the threads. Errors: one had ended by a defect.
+    pub fn stop_workers(&self) -> Result<(), Error> {
+        let workers = lock(&self.workers).take();
+        match workers {
+            Some(mut workers) => workers.stop().map_err(Error::Worker),
+            None => Ok(()),
+        }
+    }
+
+    fn refresh_workers(&self) {
+        if let Some(workers) = &*lock(&self.workers) {
+            workers.refresh();
+        }
+    }
+
+    pub fn punt_descriptor(&self) -> RawFd {
+        self.punt_event.as_raw_fd()
+    }
+
+    /// The oldest punts. The descriptor stays readable while more wait. Errors: a worker ended by a defect.
+    pub fn take_punts(&self, limit: usize) -> Result<Vec<Punt>, Error> {
+        // Clear before taking: what is queued in between signals again.
+        self.punt_event.clear();
+        if let Some(workers) = &mut *lock(&self.workers)
+            && let Some(failure) = workers.failure()
+        {
+            self.punt_event.signal();
+            return Err(Error::Worker(failure));
+        }
+        let punts = &self.core.shared.punts;
+        let taken = punts.take(limit);
+        if !punts.is_empty() {
+            self.punt_event.signal();
+        }
+        Ok(taken)
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        let _ = self.stop_workers();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

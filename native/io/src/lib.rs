@@ -1,0 +1,28 @@
+//! Descriptors and drivers of the dsvpn data plane: TUN devices, sockets, and the threads that own them.
+//!
+//! All unsafe code of the project is here.
+#![deny(clippy::undocumented_unsafe_blocks)]
+#![deny(unsafe_op_in_unsafe_fn)]
+
+mod clock;
+mod control;
+mod decap_driver;
+mod descriptors;
+mod encap_driver;
+mod engine;
+mod error;
+mod eventfd;
+mod name;
+mod poll;
+mod receive;
+mod send;
+mod socket;
+mod tun;
+mod tun_output;
+mod underlay;
+mod worker;
+
+pub use clock::Clock;
+pub use engine::{Core, Engine, Error};
+pub use error::SystemError;
+pub use underlay::UnderlayConfig;

@@ -1,0 +1,191 @@
+//! The sockets of the underlay: UDP 500 and 4500, raw ESP (protocol 50) and raw GRE (protocol 47).
+
+use std::io;
+use std::mem;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use crate::error::SystemError;
+use crate::name::{Name, unspecified};
+
+/// What a socket carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketKind {
+    /// UDP port 500: IKE without marker.
+    Ike,
+    /// UDP port 4500: ESP, and IKE behind the non-ESP marker (RFC 3948).
+    Nat,
+    /// IP protocol 50.
+    Esp,
+    /// IP protocol 47.
+    Gre,
+}
+
+impl SocketKind {
+    pub fn is_udp(self) -> bool {
+        matches!(self, Self::Ike | Self::Nat)
+    }
+
+    fn protocol(self) -> libc::c_int {
+        match self {
+            Self::Ike | Self::Nat => libc::IPPROTO_UDP,
+            Self::Esp => libc::IPPROTO_ESP,
+            Self::Gre => libc::IPPROTO_GRE,
+        }
+    }
+}
+
+/// Send and receive buffer in octets. As large as a few hundred superpackets, so that a burst waits in the kernel.
+const BUFFER_SIZE: libc::c_int = 7 << 20;
+
+/// Refusals in a row, without one accepted GSO message between, after which a socket stops to offer them. One peer
+/// behind a link smaller than its adjacency's MTU gets EINVAL or EMSGSIZE too, and must not take GSO from the rest.
+const GSO_REFUSALS: u32 = 64;
+
+/// A nonblocking socket.
+#[derive(Debug)]
+pub struct Socket {
+    descriptor: OwnedFd,
+    kind: SocketKind,
+    ipv6: bool,
+    port: u16,
+    gso: AtomicBool,
+    refusals: AtomicU32,
+}
+
+impl Socket {
+    /// Open and bind to the wildcard address. `port` is 0 for raw sockets.
+    pub fn open(kind: SocketKind, ipv6: bool, port: u16, dont_fragment: bool) -> Result<Self, SystemError> {
+        let family = if ipv6 { libc::AF_INET6 } else { libc::AF_INET };
+        let kind_flag = if kind.is_udp() { libc::SOCK_DGRAM } else { libc::SOCK_RAW };
+        let what = match kind {
+            SocketKind::Ike | SocketKind::Nat => format!("UDP port {port}"),
+            SocketKind::Esp => String::from("raw socket of protocol 50 (ESP)"),
+            SocketKind::Gre => String::from("raw socket of protocol 47 (GRE)"),
+        };
+        let version = if ipv6 { "IPv6" } else { "IPv4" };
+        // SAFETY: socket takes no pointer; the result is checked before it is used.
+        let descriptor =
+            unsafe { libc::socket(family, kind_flag | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, kind.protocol()) };
+        if descriptor < 0 {
+            let error = io::Error::last_os_error();
+            let hint = if error.raw_os_error() == Some(libc::EPERM) { ": run as root or with CAP_NET_RAW" } else { "" };
+            return Err(SystemError::new(format!("cannot open {what} over {version}{hint}"), error));
+        }
+        let socket = Self {
+            // SAFETY: the descriptor was just made and nothing else owns it.
+            descriptor: unsafe { OwnedFd::from_raw_fd(descriptor) },
+            kind,
+            ipv6,
+            port,
+            gso: AtomicBool::new(false),
+            refusals: AtomicU32::new(0),
+        };
+        socket
+            .configure(dont_fragment)
+            .map_err(|error| SystemError::new(format!("cannot set up {what} over {version}"), error))?;
+        if kind.is_udp() {
+            let (name, length) = Name::new(&SocketAddr::new(unspecified(ipv6), port));
+            // SAFETY: the address and its length are those of one valid Name.
+            if unsafe { libc::bind(socket.as_raw_fd(), (&raw const name).cast(), length) } < 0 {
+                let error = io::Error::last_os_error();
+                let what = match error.raw_os_error() {
+                    Some(libc::EADDRINUSE) => format!("{what} is in use"),
+                    Some(libc::EACCES) => format!("{what} cannot be bound: run as root or with CAP_NET_BIND_SERVICE"),
+                    _ => format!("cannot bind {what} over {version}"),
+                };
+                return Err(SystemError::new(what, error));
+            }
+        }
+        Ok(socket)
+    }
+
+    fn configure(&self, dont_fragment: bool) -> io::Result<()> {
+        // The path MTU is the configuration's: PROBE sets DF and ignores what a forged ICMP could have taught the
+        // kernel (RFC 5927 section 7), so a stranger cannot shrink the tunnel. IKE's own port never sets DF: its
+        // messages may be larger than a link.
+        let probe = dont_fragment && self.kind != SocketKind::Ike;
+        if self.ipv6 {
+            let discover = if probe { libc::IPV6_PMTUDISC_PROBE } else { libc::IPV6_PMTUDISC_DONT };
+            if self.kind.is_udp() {
+                // Raw IPv6 sockets take IPv6 alone and refuse the option.
+                // A raw IPv6 socket has nothing to do with IPv4, and refuses the option.
+            if self.kind.is_udp() {
+                self.set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
+            }
+            }
+            self.set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, discover)?;
+            self.set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+        } else {
+            let discover = if probe { libc::IP_PMTUDISC_PROBE } else { libc::IP_PMTUDISC_DONT };
+            self.set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, discover)?;
+            if self.kind.is_udp() {
+                self.set(libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+            }
+        }
+        for (force, plain) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
+            // Without CAP_NET_ADMIN the system's limit stands; smaller buffers drop earlier but work.
+            if self.set(libc::SOL_SOCKET, force, BUFFER_SIZE).is_err() {
+                let _ = self.set(libc::SOL_SOCKET, plain, BUFFER_SIZE);
+            }
+        }
+        if self.kind == SocketKind::Nat {
+            // A kernel that knows the options takes them: without, every datagram is a message of its own.
+            let _ = self.set(libc::SOL_UDP, libc::UDP_GRO, 1);
+            self.gso.store(self.set(libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok(), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn set(&self, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+        let length = mem::size_of::<libc::c_int>() as libc::socklen_t;
+        // SAFETY: the option value is one valid int of the length given.
+        if unsafe { libc::setsockopt(self.as_raw_fd(), level, option, (&raw const value).cast(), length) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    pub fn kind(&self) -> SocketKind {
+        self.kind
+    }
+
+    pub fn is_ipv6(&self) -> bool {
+        self.ipv6
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Whether messages may be sent as one superdatagram that the kernel cuts.
+    pub fn takes_gso(&self) -> bool {
+        self.gso.load(Ordering::Relaxed)
+    }
+
+    /// Never offer GSO on this socket.
+    pub fn disable_gso(&self) {
+        self.gso.store(false, Ordering::Relaxed);
+    }
+
+    pub(crate) fn note_gso_taken(&self) {
+        if self.refusals.load(Ordering::Relaxed) != 0 {
+            self.refusals.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// EIO: the device cannot (no checksum offload before Linux 6.11), which every later message would hear again.
+    pub(crate) fn note_gso_refused(&self, errno: i32) {
+        let refusals = self.refusals.fetch_add(1, Ordering::Relaxed) + 1;
+        if errno == libc::EIO || refusals >= GSO_REFUSALS {
+            self.disable_gso();
+        }
+    }
+}
+
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.descriptor.as_raw_fd()
+    }
+}

@@ -1,0 +1,172 @@
+//! The TUN device with virtio headers: one read or write is one packet or one superpacket.
+
+use std::ffi::CString;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::error::SystemError;
+
+/// The virtio_net_hdr without the mergeable buffer count.
+pub const VIRTIO_HEADER: usize = 10;
+
+/// Room that a read needs: the largest superpacket and its virtio header.
+pub const READ_ROOM: usize = VIRTIO_HEADER + 65_535;
+
+/// The most parts that the kernel takes in one writev.
+pub const MAX_PARTS: usize = 1024;
+
+const OFFLOAD_CSUM: libc::c_ulong = 0x01;
+const OFFLOAD_TSO4: libc::c_ulong = 0x02;
+const OFFLOAD_TSO6: libc::c_ulong = 0x04;
+const OFFLOAD_USO4: libc::c_ulong = 0x20;
+const OFFLOAD_USO6: libc::c_ulong = 0x40;
+
+const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
+
+/// An open TUN device. Closing it removes the device.
+#[derive(Debug)]
+pub struct Tun {
+    descriptor: OwnedFd,
+    name: String,
+    udp_offload: bool,
+    /// A superpacket was refused: segments are written one by one from then on.
+    segments_only: AtomicBool,
+}
+
+/// Check a device name as the kernel does, and refuse the templates ("tun%d") that it would expand.
+pub fn check_device_name(name: &str) -> Result<(), String> {
+    let plain = name.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b':' | b'%'));
+    if name.is_empty() || name.len() > 15 || !plain || name == "." || name == ".." {
+        return Err(format!("'{name}' is no name for a network device: use 1 to 15 letters, digits, '.', '_' or '-'"));
+    }
+    Ok(())
+}
+
+impl Tun {
+    /// Create the device, nonblocking, with all segmentation and checksum offloads that the kernel takes.
+    pub fn create(name: &str) -> Result<Self, SystemError> {
+        let path = c"/dev/net/tun";
+        // SAFETY: the path is a valid C string.
+        let descriptor = unsafe { libc::open(path.as_ptr(), libc::O_RDWR | libc::O_NONBLOCK | libc::O_CLOEXEC) };
+        if descriptor < 0 {
+            let error = io::Error::last_os_error();
+            let what = match error.raw_os_error() {
+                Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+                    "/dev/net/tun is missing: load the kernel module 'tun', or give the container that device".into()
+                }
+                Some(libc::EPERM | libc::EACCES) => {
+                    "/dev/net/tun cannot be opened: run as root or with CAP_NET_ADMIN".into()
+                }
+                _ => String::from("cannot open /dev/net/tun"),
+            };
+            return Err(SystemError::new(what, error));
+        }
+        // SAFETY: the descriptor was just made and nothing else owns it.
+        let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
+        // SAFETY: ifreq is a plain C structure for which all zeroes is a valid value.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        let c_name = CString::new(name)
+            .map_err(|_| SystemError::new("device name with a NUL", io::Error::from_raw_os_error(libc::EINVAL)))?;
+        for (target, source) in request.ifr_name.iter_mut().zip(c_name.as_bytes().iter().take(15)) {
+            *target = *source as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+        // SAFETY: TUNSETIFF reads and writes one ifreq, which is valid and exclusively borrowed.
+        if unsafe { libc::ioctl(descriptor.as_raw_fd(), TUNSETIFF as _, &raw mut request) } < 0 {
+            let error = io::Error::last_os_error();
+            let what = match error.raw_os_error() {
+                Some(libc::EBUSY) => format!("network device {name} is in use by another process"),
+                Some(libc::EPERM) => format!("cannot create network device {name}: run as root or with CAP_NET_ADMIN"),
+                Some(libc::EINVAL | libc::EEXIST) => {
+                    format!("network device {name} exists and is no TUN of this kind: remove it or take another name")
+                }
+                _ => format!("cannot create network device {name}"),
+            };
+            return Err(SystemError::new(what, error));
+        }
+        let size = VIRTIO_HEADER as libc::c_int;
+        // SAFETY: TUNSETVNETHDRSZ reads one int.
+        if unsafe { libc::ioctl(descriptor.as_raw_fd(), TUNSETVNETHDRSZ as _, &raw const size) } < 0 {
+            return Err(SystemError::new(
+                format!("network device {name} takes no virtio header"),
+                io::Error::last_os_error(),
+            ));
+        }
+        let tcp = OFFLOAD_CSUM | OFFLOAD_TSO4 | OFFLOAD_TSO6;
+        set_offload(&descriptor, tcp).map_err(|error| {
+            SystemError::new(format!("network device {name} takes no TCP segmentation offload"), error)
+        })?;
+        // Kernels before 6.2 know no UDP segmentation offload; TCP alone is what they get.
+        let udp_offload = set_offload(&descriptor, tcp | OFFLOAD_USO4 | OFFLOAD_USO6).is_ok();
+        Ok(Self { descriptor, name: name.to_owned(), udp_offload, segments_only: AtomicBool::new(false) })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether the device takes and gives UDP superpackets.
+    pub fn udp_offload(&self) -> bool {
+        self.udp_offload
+    }
+
+    pub fn segments_only(&self) -> bool {
+        self.segments_only.load(Ordering::Relaxed)
+    }
+
+    /// Remember that this kernel refuses superpackets that it should take.
+    pub fn refuse_superpackets(&self) {
+        self.segments_only.store(true, Ordering::Relaxed);
+    }
+
+    /// Read one virtio header and the packet behind it. None when no packet waits.
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        loop {
+            // SAFETY: the pointer and the length are those of one exclusively borrowed slice.
+            let count = unsafe { libc::read(self.descriptor.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
+            if count >= 0 {
+                return Ok(Some(count as usize));
+            }
+            let error = io::Error::last_os_error();
+            match error.kind() {
+                io::ErrorKind::Interrupted => {}
+                io::ErrorKind::WouldBlock => return Ok(None),
+                _ => return Err(error),
+            }
+        }
+    }
+
+    /// Write one packet: the virtio header first, whatever the parts are. At most [`MAX_PARTS`] parts.
+    pub fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        debug_assert!(parts.len() <= MAX_PARTS);
+        loop {
+            // SAFETY: IoSlice has the layout of iovec on Unix, and its slices are alive for the call.
+            let count =
+                unsafe { libc::writev(self.descriptor.as_raw_fd(), parts.as_ptr().cast(), parts.len() as libc::c_int) };
+            if count >= 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+    }
+}
+
+impl AsRawFd for Tun {
+    fn as_raw_fd(&self) -> RawFd {
+        self.descriptor.as_raw_fd()
+    }
+}
+
+fn set_offload(descriptor: &OwnedFd, offload: libc::c_ulong) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes its flags by value.
+    if unsafe { libc::ioctl(descriptor.as_raw_fd(), TUNSETOFFLOAD as _, offload) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}

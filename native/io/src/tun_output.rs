@@ -1,0 +1,63 @@
+//! Writes packets of a batch to the TUN devices, by reference to the arena that they lie in.
+
+use std::io::IoSlice;
+
+use dsvpn_dataplane::{Counter, Counters, TunBatch, TunPacket};
+
+use crate::descriptors::Descriptors;
+use crate::tun::Tun;
+
+/// Write every packet of a batch to the device of its tunnel. What the device refuses is counted.
+pub fn write_batch(
+    descriptors: &Descriptors,
+    arena: &[u8],
+    batch: &TunBatch,
+    scratch: &mut Vec<u8>,
+    counters: &Counters,
+) {
+    let mut parts: Vec<IoSlice<'_>> = Vec::with_capacity(TunBatch::MAX_SLICES + 1);
+    for packet in &batch.packets {
+        let Some(tun) = descriptors.tun(packet.tunnel) else {
+            counters.add(Counter::DropNoTunnel, u64::from(packet.segments));
+            continue;
+        };
+        if packet.segments > 1 && tun.segments_only() {
+            write_single(tun, arena, batch, packet, scratch, counters);
+            continue;
+        }
+        parts.clear();
+        let header = batch.header(packet);
+        if !header.is_empty() {
+            parts.push(IoSlice::new(header));
+        }
+        for slice in batch.slices_of(packet) {
+            let start = slice.offset as usize;
+            parts.push(IoSlice::new(&arena[start..start + slice.length as usize]));
+        }
+        match tun.write(&parts) {
+            Ok(()) => {}
+            // Some kernels refuse sound superpackets with a short tail: Linux commit e269d79c7d35 and its backports.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && packet.segments > 1 => {
+                counters.add(Counter::TunGsoRefused, 1);
+                tun.refuse_superpackets();
+                write_single(tun, arena, batch, packet, scratch, counters);
+            }
+            Err(_) => counters.add(Counter::DropTunWrite, u64::from(packet.segments)),
+        }
+    }
+}
+
+fn write_single(
+    tun: &Tun,
+    arena: &[u8],
+    batch: &TunBatch,
+    packet: &TunPacket,
+    scratch: &mut Vec<u8>,
+    counters: &Counters,
+) {
+    batch.split(arena, packet, scratch, |octets| {
+        if tun.write(&[IoSlice::new(octets)]).is_err() {
+            counters.add(Counter::DropTunWrite, 1);
+        }
+    });
+}

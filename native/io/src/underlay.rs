@@ -1,0 +1,79 @@
+//! The set of sockets that one gateway has on the underlay.
+
+use std::net::IpAddr;
+
+use dsvpn_dataplane::Encapsulation;
+
+use crate::error::SystemError;
+use crate::socket::{Socket, SocketKind};
+
+/// What [`Underlay::open`] binds.
+#[derive(Clone, Copy, Debug)]
+pub struct UnderlayConfig {
+    pub ike_port: u16,
+    pub nat_port: u16,
+    pub esp: bool,
+    pub gre: bool,
+    pub dont_fragment: bool,
+    /// Let the kernel cut superdatagrams (UDP_SEGMENT) where it can.
+    pub udp_gso: bool,
+    pub ipv4: bool,
+    pub ipv6: bool,
+}
+
+/// The sockets, at most one per kind and address family.
+#[derive(Debug, Default)]
+pub struct Underlay {
+    sockets: Vec<Socket>,
+}
+
+impl Underlay {
+    /// Bind everything that is asked for, or nothing. A kernel without IPv6 gets IPv4 alone.
+    pub fn open(config: &UnderlayConfig) -> Result<Self, SystemError> {
+        let kinds = [
+            (true, SocketKind::Ike, config.ike_port),
+            (true, SocketKind::Nat, config.nat_port),
+            (config.esp, SocketKind::Esp, 0),
+            (config.gre, SocketKind::Gre, 0),
+        ];
+        let mut sockets = Vec::new();
+        for (wanted, ipv6) in [(config.ipv4, false), (config.ipv6, true)] {
+            for (_, kind, port) in kinds.iter().filter(|(asked, ..)| wanted && *asked) {
+                match Socket::open(*kind, ipv6, *port, config.dont_fragment) {
+                    Ok(socket) => {
+                        if !config.udp_gso {
+                            socket.disable_gso();
+                        }
+                        sockets.push(socket);
+                    }
+                    Err(error)
+                        if ipv6 && config.ipv4 && matches!(error.errno(), libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL) =>
+                    {
+                        break;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(Self { sockets })
+    }
+
+    pub fn sockets(&self) -> &[Socket] {
+        &self.sockets
+    }
+
+    /// The socket of a kind and a family, if it is open.
+    pub fn socket(&self, kind: SocketKind, ipv6: bool) -> Option<&Socket> {
+        self.sockets.iter().find(|socket| socket.kind() == kind && socket.is_ipv6() == ipv6)
+    }
+
+    /// The socket that sends an encapsulation to an address.
+    pub fn socket_to(&self, encapsulation: Encapsulation, remote: &IpAddr) -> Option<&Socket> {
+        let kind = match encapsulation {
+            Encapsulation::Udp => SocketKind::Nat,
+            Encapsulation::Esp => SocketKind::Esp,
+            Encapsulation::Gre => SocketKind::Gre,
+        };
+        self.socket(kind, remote.is_ipv6())
+    }
+}

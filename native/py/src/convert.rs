@@ -1,0 +1,69 @@
+//! Python values to those of the data plane, with errors that name the argument.
+
+use std::net::IpAddr;
+
+use dsvpn_dataplane::{Encapsulation, Prefix, Suite, TablesError};
+use dsvpn_io::Error;
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+
+/// ValueError for the caller's mistake, OSError with errno for the system's refusal.
+pub fn raise(error: Error) -> PyErr {
+    match error {
+        Error::Misuse(why) => PyValueError::new_err(why),
+        Error::System(error) => PyOSError::new_err((error.errno(), error.what().to_owned())),
+        Error::Worker(why) => PyRuntimeError::new_err(why),
+    }
+}
+
+pub fn misuse(error: TablesError) -> PyErr {
+    PyValueError::new_err(error.to_string())
+}
+
+/// An integer argument in the range of its type.
+pub fn integer<T: TryFrom<i64>>(name: &str, value: i64) -> PyResult<T> {
+    let limit = 8 * size_of::<T>();
+    T::try_from(value).map_err(|_| {
+        PyValueError::new_err(format!("{name}: {value} is not an unsigned integer of at most {limit} bits"))
+    })
+}
+
+pub fn integers(name: &str, values: &[i64]) -> PyResult<Vec<u32>> {
+    values.iter().map(|value| integer(name, *value)).collect()
+}
+
+pub fn address(name: &str, text: &str) -> PyResult<IpAddr> {
+    text.parse().map_err(|_| PyValueError::new_err(format!("{name}: {text:?} is not an IP address")))
+}
+
+/// "" is no address: the kernel chooses.
+pub fn optional_address(name: &str, text: &str) -> PyResult<Option<IpAddr>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let address = address(name, text)?;
+    Ok(Some(address).filter(|address| !address.is_unspecified()))
+}
+
+pub fn prefix(text: &str) -> PyResult<Prefix> {
+    text.parse().map_err(misuse)
+}
+
+pub fn encapsulation(text: &str) -> PyResult<Encapsulation> {
+    match text {
+        "udp" => Ok(Encapsulation::Udp),
+        "esp" => Ok(Encapsulation::Esp),
+        "gre" => Ok(Encapsulation::Gre),
+        _ => Err(PyValueError::new_err(format!("encapsulation: {text:?} is none of udp, esp, gre"))),
+    }
+}
+
+/// A suite by name. `null` says whether the caller may name the null cipher, which only a bench build has.
+pub fn suite(name: &str, null: bool) -> PyResult<Suite> {
+    #[cfg(feature = "bench")]
+    if null && name == "null" {
+        return Ok(Suite::NullForBenchmarks);
+    }
+    let _ = null;
+    name.parse().map_err(misuse)
+}

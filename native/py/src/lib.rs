@@ -1,0 +1,33 @@
+//! The Python module `dsvpn_native`: translation between Python values and the data plane, and no logic of its own.
+#![forbid(unsafe_code)]
+
+mod arrays;
+mod convert;
+mod dataplane;
+mod memory;
+mod punt;
+mod stages;
+mod tables;
+
+/// The data plane: batch forwarder between a TUN and the underlay.
+#[pyo3::pymodule(gil_used = true)]
+mod _native {
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use crate::dataplane::Dataplane;
+    #[pymodule_export]
+    use crate::memory::{DecapResult, EncapResult, MemoryForwarder};
+    #[pymodule_export]
+    use crate::punt::Punt;
+    #[pymodule_export]
+    use crate::stages::{Cipher, ReplayWindow, checksum, coalesce, segment};
+    #[pymodule_export]
+    use crate::tables::Tables;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        module.add("BUILD_PROFILE", if cfg!(debug_assertions) { "debug" } else { "release" })
+    }
+}

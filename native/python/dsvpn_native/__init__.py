@@ -1,0 +1,35 @@
+"""The data plane: batch forwarder between a TUN and the underlay."""
+
+from __future__ import annotations
+
+from dsvpn_native._native import (
+    BUILD_PROFILE,
+    Cipher,
+    Dataplane,
+    DecapResult,
+    EncapResult,
+    MemoryForwarder,
+    Punt,
+    ReplayWindow,
+    Tables,
+    __version__,
+    checksum,
+    coalesce,
+    segment,
+)
+
+__all__ = [
+    "BUILD_PROFILE",
+    "Cipher",
+    "Dataplane",
+    "DecapResult",
+    "EncapResult",
+    "MemoryForwarder",
+    "Punt",
+    "ReplayWindow",
+    "Tables",
+    "__version__",
+    "checksum",
+    "coalesce",
+    "segment",
+]

@@ -1,0 +1,351 @@
+"""The data plane: batch forwarder between a TUN and the underlay.
+
+Control-plane surface. Ids of adjacencies and next hops are small integers that the caller chooses; tables change
+at `commit()`, which returns when no vector in flight can see the old ones. A call with a bad argument raises
+ValueError that names it, one that the system refuses raises OSError; a packet never raises.
+"""
+
+from typing import Literal, final
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import disjoint_base
+
+__all__ = [
+    "BUILD_PROFILE",
+    "Cipher",
+    "Dataplane",
+    "DecapResult",
+    "EncapResult",
+    "MemoryForwarder",
+    "Punt",
+    "ReplayWindow",
+    "Tables",
+    "__version__",
+    "checksum",
+    "coalesce",
+    "segment",
+]
+
+__version__: str
+BUILD_PROFILE: Literal["release", "debug"]
+
+_Encapsulation = Literal["udp", "esp", "gre"]
+
+@final
+class Punt:
+    """Something that the data plane hands to the control plane."""
+
+    #: "ike": a datagram of port 500 or (marker removed) 4500. "nhrp": the NHRP packet behind the GRE header.
+    #: "miss": a packet used a next hop with resolve=True (`data`: packed destination address). "redirect": a packet
+    #: came from one peer of a redirecting tunnel and leaves to another (`data`: its head, `adjacency`: the peer that
+    #: it came from). "moved": authenticated ESP came from another address than the adjacency has.
+    kind: Literal["ike", "nhrp", "miss", "redirect", "moved"]
+    #: Tunnel id, -1 where it does not apply ("ike").
+    tunnel: int
+    #: Adjacency that the packet came from, -1 when none is known (plain GRE of a stranger, "ike", "miss").
+    adjacency: int
+    #: "miss": the next hop that was used, else -1.
+    next_hop: int
+    #: Underlay addresses as text and ports ("" and 0 where they do not apply). Ports are 0 for "esp" and "gre".
+    local: str
+    local_port: int
+    remote: str
+    remote_port: int
+    data: bytes
+
+@disjoint_base
+class Tables:
+    """Tables and counters of a data plane: what `Dataplane` and `MemoryForwarder` share."""
+
+    def set_adjacency(
+        self,
+        adjacency: int,
+        tunnel: int,
+        encapsulation: _Encapsulation,
+        local: str,
+        remote: str,
+        remote_port: int,
+        mtu: int,
+    ) -> None: ...
+    def remove_adjacency(self, adjacency: int) -> None: ...
+    def set_next_hop(self, next_hop: int, adjacency: int | None, resolve: bool) -> None: ...
+    def remove_next_hop(self, next_hop: int) -> None: ...
+    def set_route(self, tunnel: int, prefix: str, next_hop: int) -> None: ...
+    def remove_route(self, tunnel: int, prefix: str) -> None: ...
+    def set_multicast(self, tunnel: int, adjacencies: list[int]) -> None: ...
+    def allocate_spi(self) -> int:
+        """An unused inbound SPI (at least 256) that carries its slot. It stays reserved until removed or released."""
+
+    def release_spi(self, spi: int) -> None:
+        """Give back an SPI that no SA was made for."""
+
+    def add_inbound_sa(
+        self, spi: int, suite: str, keymat: bytes, adjacencies: list[int], esn: bool, replay_window: int
+    ) -> None: ...
+    def remove_inbound_sa(self, spi: int) -> None: ...
+    def set_outbound_sa(self, spi: int, suite: str, keymat: bytes, adjacencies: list[int], esn: bool) -> None: ...
+    def clear_outbound_sa(self, adjacency: int) -> None: ...
+    def commit(self) -> None: ...
+
+    # -- observation ----------------------------------------------------------------------------------------
+    def counters(self) -> dict[str, int]:
+        """Totals and every drop reason ("drop_..."), by name, since the start."""
+
+    def adjacency_counters(self, adjacency: int) -> dict[str, int]:
+        """"packets_in", "bytes_in", "packets_out", "bytes_out" (inner octets), and "idle_ms_in"/"idle_ms_out" since
+        the last data packet (-1: none yet). NHRP is not data."""
+
+    def sa_counters(self, spi: int) -> dict[str, int]:
+        """Of an inbound SA: "packets", "bytes", "replayed", "unauthentic"."""
+
+    def outbound_sa_counters(self, adjacency: int) -> dict[str, int]:
+        """Of the outbound SA an adjacency has: "spi", "packets", "bytes", "sequence"."""
+
+@final
+class Dataplane(Tables):
+    """Tables, descriptors and drivers of one gateway process."""
+
+    def __new__(cls, *, aead_backend: str = "auto") -> Dataplane: ...
+    @property
+    def aead_backend(self) -> str:
+        """The backend that runs, for people: "ring (VAES+AVX2)"."""
+
+    # -- descriptors ---------------------------------------------------------------------------------------
+    def add_tunnel(
+        self,
+        name: str,
+        *,
+        key: int | None = None,
+        protected: bool = True,
+        redirect: bool = False,
+        mss_clamp: bool = True,
+        copy_dscp: bool = True,
+    ) -> int:
+        """Create the TUN device `name` with its offloads and give the tunnel's id, in force at once.
+
+        `protected` tunnels take nothing but ESP; the others nothing but plain GRE with their key.
+        """
+
+    def remove_tunnel(self, tunnel: int) -> None:
+        """Close the TUN, which takes the device and its routes with it. In force at once, as pending commands are."""
+
+    def open_underlay(
+        self,
+        *,
+        ike_port: int = 500,
+        nat_port: int = 4500,
+        esp: bool = True,
+        gre: bool = False,
+        dont_fragment: bool = True,
+        ipv4: bool = True,
+        ipv6: bool = True,
+        udp_gso: bool = True,
+    ) -> None:
+        """Bind the UDP sockets and the raw sockets that are asked for. OSError names the port that is busy.
+
+        `udp_gso` False sends every datagram by itself, for kernels and devices that mangle what they should cut.
+        """
+
+    def send_ike(self, local: str, local_port: int, remote: str, remote_port: int, datagram: bytes) -> None:
+        """Send an IKE message from port `ike_port` or, behind a non-ESP marker, from `nat_port`.
+
+        `local` "" lets the kernel choose the source. A send that fails is counted, not raised.
+        """
+
+    def send_keepalive(self, local: str, remote: str, remote_port: int) -> None:
+        """Send a NAT keepalive (RFC 3948 section 2.3) from `nat_port`."""
+
+    def send_nhrp(self, adjacency: int, packet: bytes) -> bool:
+        """Send an NHRP packet through an adjacency, sealed as its data is. False if it cannot carry it now."""
+
+    # -- drivers --------------------------------------------------------------------------------------------
+    def descriptors(self) -> list[tuple[int, Literal["encap", "decap"]]]:
+        """Descriptors to watch for reading when no workers run; each goes to `drain`. Empty while workers run."""
+
+    def drain(self, descriptor: int, budget: int) -> int:
+        """Forward at most `budget` vectors from one descriptor, until it has no more. Gives packets taken in.
+
+        OSError (ENODEV) if the TUN was taken away: it must not be watched any more.
+        """
+
+    def start_workers(self) -> None:
+        """Let native threads own the descriptors, one thread per direction, with the GIL released."""
+
+    def stop_workers(self) -> None:
+        """Stop and join the threads. RuntimeError if one had failed."""
+
+    @property
+    def punt_descriptor(self) -> int:
+        """An eventfd that is readable while punts wait."""
+
+    def take_punts(self, limit: int) -> list[Punt]:
+        """The oldest punts. RuntimeError, once, if a worker thread has failed."""
+
+# -- memory to memory -------------------------------------------------------------------------------------------
+# A vector is an arena of octets and rows of uint32 that point into it. The row of a TUN packet is a record of 20
+# octets in the machine's byte order: uint32 offset, uint32 length (of the IP packet, without its virtio header), uint8
+# flags, uint8 gso_type, uint16 hdr_len, uint16 gso_size, uint16 csum_start, uint16 csum_offset, uint16 0; a structured
+# array of that dtype is passed as `array.view(np.uint32).reshape(-1, 5)`. Arrays must be C-contiguous.
+
+@final
+class MemoryForwarder(Tables):
+    """Encapsulation and decapsulation between NumPy arenas, with the tables of a data plane and no descriptor.
+
+    A build with the cargo feature "bench" also takes the suite "null", which shows the cost of everything but
+    cryptography.
+    """
+
+    def __new__(
+        cls,
+        *,
+        segments: int = 64,
+        octets: int = 65507,
+        coalesce_tcp: bool = True,
+        coalesce_udp: bool = True,
+        verify_checksums: bool = False,
+    ) -> MemoryForwarder:
+        """`segments` and `octets` bound one message of a UDP adjacency."""
+
+    def add_tunnel(
+        self,
+        *,
+        key: int | None = None,
+        protected: bool = True,
+        redirect: bool = False,
+        mss_clamp: bool = True,
+        copy_dscp: bool = True,
+    ) -> int:
+        """Add a tunnel without a device and give its id. It is in force after `commit()`."""
+
+    def remove_tunnel(self, tunnel: int) -> None:
+        """Forget a tunnel, after `commit()`."""
+
+    def add_endpoints(self, local: str, local_port: int, remote: str, remote_port: int) -> int:
+        """Register the two ends of received datagrams and give the index that the rows of `decap` take."""
+
+    def encap(
+        self,
+        tunnel: int,
+        arena: npt.NDArray[np.uint8],
+        packets: npt.NDArray[np.uint32],
+        output: npt.NDArray[np.uint8],
+        now_ns: int,
+    ) -> EncapResult:
+        """Encapsulate TUN packets (rows of 5) into `output`, of at least 131072 octets.
+
+        If `consumed` is less than the rows given, `output` is full: call again with the rest.
+        """
+
+    def decap(
+        self, arena: npt.NDArray[np.uint8], datagrams: npt.NDArray[np.uint32], now_ns: int
+    ) -> DecapResult:
+        """Decapsulate datagrams, in place in `arena`.
+
+        Rows of offset, length, segment size (stride of a UDP_GRO run, 0: one datagram), kind (0 UDP NAT port, 1 ESP,
+        2 GRE, 3 UDP IKE port) and index of the endpoints.
+        """
+
+    def take_punts(self, limit: int) -> list[Punt]: ...
+    def lookup_ipv4(
+        self, tunnel: int, addresses: npt.NDArray[np.uint32], next_hops: npt.NDArray[np.uint32]
+    ) -> None:
+        """Look addresses (host byte order) up in a tunnel's FIB. 0xFFFFFFFF: no route."""
+
+    def lookup_ipv6(
+        self, tunnel: int, addresses: npt.NDArray[np.uint8], next_hops: npt.NDArray[np.uint32]
+    ) -> None:
+        """Look addresses (rows of 16 octets) up in a tunnel's FIB. 0xFFFFFFFF: no route."""
+
+@final
+class EncapResult:
+    """What encapsulation gave."""
+
+    @property
+    def consumed(self) -> int:
+        """Packets that are dealt with."""
+
+    @property
+    def messages(self) -> npt.NDArray[np.uint32]:
+        """Rows of adjacency, encapsulation (0 udp, 1 esp, 2 gre), remote port, TOS, offset in the output arena,
+        length, segment size, number of datagrams."""
+
+    @property
+    def replies(self) -> npt.NDArray[np.uint8]:
+        """Octets of ICMP errors for the TUN."""
+
+    @property
+    def reply_packets(self) -> npt.NDArray[np.uint32]:
+        """Their rows (of TUN packets)."""
+
+@final
+class DecapResult:
+    """What decapsulation or coalescing gave: packets for the TUN, by reference to the arena."""
+
+    @property
+    def packets(self) -> npt.NDArray[np.uint32]:
+        """Rows of tunnel, header offset, header length, first slice, number of slices, length, packets merged, 0.
+
+        A packet is its octets in `headers` and then its slices; the first 10 octets are the virtio header.
+        """
+
+    @property
+    def slices(self) -> npt.NDArray[np.uint32]:
+        """Rows of offset and length in the arena."""
+
+    @property
+    def headers(self) -> npt.NDArray[np.uint8]:
+        """Octets that lie in no slice."""
+
+    def gather(self, arena: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint32]]:
+        """The packets as a vector of their own: an arena and its rows of TUN packets."""
+
+@final
+class Cipher:
+    """The AEAD of a suite with one key. `keymat` is the key followed by the salt."""
+
+    def __new__(cls, suite: str, keymat: bytes) -> Cipher: ...
+    def seal(
+        self,
+        arena: npt.NDArray[np.uint8],
+        records: npt.NDArray[np.uint32],
+        *,
+        spi: int,
+        first_sequence: int,
+        esn: bool = False,
+    ) -> None:
+        """Encrypt every record (row of offset and length) in place and write its ICV of 16 octets behind it."""
+
+    def open(
+        self,
+        arena: npt.NDArray[np.uint8],
+        records: npt.NDArray[np.uint32],
+        authentic: npt.NDArray[np.uint8],
+        *,
+        spi: int,
+        first_sequence: int,
+        esn: bool = False,
+    ) -> None:
+        """Authenticate and decrypt every record in place. `authentic` gets 1 or 0 for each."""
+
+@final
+class ReplayWindow:
+    """The replay window of an inbound SA: RFC 4303 section 3.4.3. `size` counts packets: rounded up to a
+    multiple of 64, 0 is off, at most 8192."""
+
+    def __new__(cls, size: int) -> ReplayWindow: ...
+    def update(self, sequences: npt.NDArray[np.uint64], accepted: npt.NDArray[np.uint8]) -> None:
+        """Check each sequence number and take it up if it is new. `accepted` gets 1 or 0 for each."""
+
+def checksum(octets: npt.NDArray[np.uint8]) -> int:
+    """The Internet checksum (RFC 1071) of octets, as the field's value in host byte order."""
+
+def coalesce(
+    arena: npt.NDArray[np.uint8], packets: npt.NDArray[np.uint32], *, verify_checksums: bool = False
+) -> DecapResult:
+    """Merge single packets as decapsulation does. Headers of merged packets are rewritten in `arena`."""
+
+def segment(
+    arena: npt.NDArray[np.uint8], packets: npt.NDArray[np.uint32]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint32]]:
+    """Cut superpackets into packets. Gives an arena and its rows of TUN packets."""
