@@ -54,6 +54,17 @@ enum Kind {
     Other,
 }
 
+impl Kind {
+    /// Most packets that one superpacket may be merged of.
+    fn max_segments(self) -> usize {
+        match self {
+            // UDP_MAX_SEGMENTS of Linux; 128 in later kernels. One segment more and the whole superpacket is refused.
+            Kind::Udp => 64,
+            Kind::Tcp | Kind::Other => TunBatch::MAX_SLICES,
+        }
+    }
+}
+
 /// A payload that joined an item, and the next one.
 #[derive(Clone, Copy, Debug)]
 struct Link {
@@ -307,7 +318,7 @@ impl Item {
             || usize::from(self.ip_header) != incoming.packet.header_length
             || payload > usize::from(self.size)
             || self.total as usize + payload > MAX_LENGTH
-            || self.count as usize >= TunBatch::MAX_SLICES
+            || self.count as usize >= self.kind.max_segments()
         {
             return false;
         }

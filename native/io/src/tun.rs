@@ -5,6 +5,8 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use dsvpn_wire::virtio::GSO_UDP_L4;
+
 use crate::error::SystemError;
 
 /// The virtio_net_hdr without the mergeable buffer count.
@@ -32,8 +34,9 @@ pub struct Tun {
     descriptor: OwnedFd,
     name: String,
     udp_offload: bool,
-    /// A superpacket was refused: segments are written one by one from then on.
-    segments_only: AtomicBool,
+    /// A superpacket of TCP, of UDP, was refused: segments of that kind are written one by one from then on.
+    refuses_tcp: AtomicBool,
+    refuses_udp: AtomicBool,
 }
 
 /// Check a device name as the kernel does, and refuse the templates ("tun%d") that it would expand.
@@ -101,7 +104,8 @@ impl Tun {
         })?;
         // Kernels before 6.2 know no UDP segmentation offload; TCP alone is what they get.
         let udp_offload = set_offload(&descriptor, tcp | OFFLOAD_USO4 | OFFLOAD_USO6).is_ok();
-        Ok(Self { descriptor, name: name.to_owned(), udp_offload, segments_only: AtomicBool::new(false) })
+        let (refuses_tcp, refuses_udp) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self { descriptor, name: name.to_owned(), udp_offload, refuses_tcp, refuses_udp })
     }
 
     pub fn name(&self) -> &str {
@@ -113,13 +117,18 @@ impl Tun {
         self.udp_offload
     }
 
-    pub fn segments_only(&self) -> bool {
-        self.segments_only.load(Ordering::Relaxed)
+    /// Whether this kernel takes superpackets with this `gso_type` of the virtio header.
+    pub fn takes_superpackets(&self, gso_type: u8) -> bool {
+        !self.refusal(gso_type).load(Ordering::Relaxed)
     }
 
-    /// Remember that this kernel refuses superpackets that it should take.
-    pub fn refuse_superpackets(&self) {
-        self.segments_only.store(true, Ordering::Relaxed);
+    /// Remember that this kernel refuses superpackets of a kind that it should take.
+    pub fn refuse_superpackets(&self, gso_type: u8) {
+        self.refusal(gso_type).store(true, Ordering::Relaxed);
+    }
+
+    fn refusal(&self, gso_type: u8) -> &AtomicBool {
+        if gso_type == GSO_UDP_L4 { &self.refuses_udp } else { &self.refuses_tcp }
     }
 
     /// Read one virtio header and the packet behind it. None when no packet waits.

@@ -21,10 +21,6 @@ pub fn write_batch(
             counters.add(Counter::DropNoTunnel, u64::from(packet.segments));
             continue;
         };
-        if packet.segments > 1 && tun.segments_only() {
-            write_single(tun, arena, batch, packet, scratch, counters);
-            continue;
-        }
         parts.clear();
         let header = batch.header(packet);
         if !header.is_empty() {
@@ -34,12 +30,18 @@ pub fn write_batch(
             let start = slice.offset as usize;
             parts.push(IoSlice::new(&arena[start..start + slice.length as usize]));
         }
+        // The virtio header comes first, whichever part it is in; its second octet is the gso_type.
+        let gso_type = parts.first().and_then(|part| part.get(1)).copied().unwrap_or(0);
+        if packet.segments > 1 && !tun.takes_superpackets(gso_type) {
+            write_single(tun, arena, batch, packet, scratch, counters);
+            continue;
+        }
         match tun.write(&parts) {
             Ok(()) => {}
             // Some kernels refuse sound superpackets with a short tail: Linux commit e269d79c7d35 and its backports.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) && packet.segments > 1 => {
                 counters.add(Counter::TunGsoRefused, 1);
-                tun.refuse_superpackets();
+                tun.refuse_superpackets(gso_type);
                 write_single(tun, arena, batch, packet, scratch, counters);
             }
             Err(_) => counters.add(Counter::DropTunWrite, u64::from(packet.segments)),
