@@ -42,10 +42,15 @@ test: $(STAMPS)/lab-packages $(STAMPS)/test-packages $(STAMPS)/tools setup
 test-interop: $(STAMPS)/lab-packages $(STAMPS)/interop-packages $(STAMPS)/tools setup
 	$(BIN)/pytest -m interop tests/interop
 
-## bench-netns: throughput between namespaces against wireguard-go, as JSON (root, minutes)
-.PHONY: bench-netns
-bench-netns: $(STAMPS)/lab-packages setup
-	$(BIN)/python bench/netns/throughput.py $(BENCH)
+## bench: every benchmark against every peer, into build/bench (root, long)
+.PHONY: bench
+bench: $(STAMPS)/bench
+	$(BIN)/python -m bench full $(BENCH)
+
+## bench-quick: the figures that matter most, in less than 5 minutes (root)
+.PHONY: bench-quick
+bench-quick: $(STAMPS)/bench
+	$(BIN)/python -m bench quick $(BENCH)
 
 ## lint: formatters, linters and type checkers, changing nothing
 .PHONY: lint
@@ -94,6 +99,10 @@ $(STAMPS)/dsvpn: pyproject.toml setup.py $(PYTHON_SOURCES) $(STAMPS)/native
 	@$(PIP) install .
 	@touch $@
 
+$(STAMPS)/bench: pyproject.toml $(STAMPS)/lab-packages $(STAMPS)/bench-packages $(STAMPS)/dsvpn
+	@$(PIP) install '.[bench]'
+	@touch $@
+
 $(STAMPS)/tools: pyproject.toml | $(STAMPS)/dsvpn
-	@$(PIP) install '.[test,lint]'
+	@$(PIP) install '.[test,lint,bench]'
 	@touch $@

@@ -1,0 +1,1 @@
+"""The control plane: codecs, compiled and interpreted."""

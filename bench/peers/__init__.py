@@ -1,0 +1,1 @@
+"""The contestants: one module for each program."""
