@@ -1,0 +1,64 @@
+"""FRR's nhrpd (Debian 12: 8.4) as our hub and as our spoke, over plain GRE."""
+
+from __future__ import annotations
+
+import pytest
+
+from dsvpn.lab.run import wait_until
+from dsvpn.lab.status import path_to, registrations
+from dsvpn.lab.topology import HUB, SPOKE1, SPOKE2
+from tests.interop.guest import FrrGuest
+from tests.netns.network import DEADLINE, QUICK, Network
+
+pytestmark = [pytest.mark.root, pytest.mark.netns, pytest.mark.interop, pytest.mark.slow]
+
+#: FRR 8.4 has no NHRP authentication.
+PLAIN = QUICK.but(ipsec=False, authentication=None)
+
+
+def test_our_spoke_registers_with_an_frr_hub() -> None:
+    with Network(every=PLAIN) as network:
+        guest = FrrGuest(network.topology, HUB, key=42)
+        guest.start()
+        network.start("spoke2")
+        wait_until(lambda: SPOKE2.tunnel in guest.cache(), DEADLINE, "FRR to list our spoke", interval=0.3)
+        assert guest.cache()[SPOKE2.tunnel] == SPOKE2.public
+        network.wait_ping("spoke2", HUB.host)
+        assert network.ping("spoke2", HUB.host, 20).lost == 0
+        assert guest.answers(SPOKE2.host, source=HUB.host) == 3
+
+
+def test_an_frr_spoke_registers_with_our_hub() -> None:
+    with Network(every=PLAIN) as network:
+        network.start("hub")
+        guest = FrrGuest(network.topology, SPOKE2, key=42)
+        guest.start()
+        hub = network.gateways["hub"]
+        wait_until(lambda: SPOKE2.tunnel in registrations(hub), DEADLINE, "the FRR spoke to register", interval=0.3)
+        assert registrations(hub)[SPOKE2.tunnel] == SPOKE2.public
+        network.wait_ping("hub", SPOKE2.host)
+        assert network.ping("hub", SPOKE2.host, 20).lost == 0
+        assert guest.answers(HUB.host, source=SPOKE2.host) == 3
+
+
+def test_our_spokes_find_each_other_through_an_frr_hub() -> None:
+    with Network(every=PLAIN) as network:
+        guest = FrrGuest(network.topology, HUB, key=42)
+        guest.start()
+        network.start("spoke1", "spoke2")
+        wait_until(
+            lambda: {SPOKE1.tunnel, SPOKE2.tunnel} <= guest.cache().keys(),
+            DEADLINE,
+            "FRR to list both spokes",
+            interval=0.3,
+        )
+        # The NAT extension tells FRR what the NAT box made of spoke1's address.
+        assert guest.cache()[SPOKE1.tunnel] == SPOKE1.public
+        spoke1 = network.gateways["spoke1"]
+
+        def direct() -> bool:
+            network.ping("spoke1", SPOKE2.host, 5, wait=0.3)
+            return path_to(spoke1, str(SPOKE2.lan)) == "direct"
+
+        wait_until(direct, DEADLINE, "the direct path", interval=0.3)
+        assert network.ping("spoke1", SPOKE2.host, 20).lost == 0

@@ -1,0 +1,73 @@
+"""One data plane in a process of its own, inside a network namespace: what the descriptor tests drive.
+
+Started as `python node.py CONFIG` with CONFIG a JSON object; prints one JSON line when it forwards, then answers the
+JSON lines of its standard input until that ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+from typing import Any
+
+from dsvpn_native import Dataplane, Punt
+
+BUDGET = 8
+
+
+def describe(punt: Punt) -> dict[str, Any]:
+    fields = ("kind", "tunnel", "adjacency", "next_hop", "local", "local_port", "remote", "remote_port")
+    return {name: getattr(punt, name) for name in fields} | {"data": punt.data.hex()}
+
+
+class Node:
+    """The data plane, its driver and its answers."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.dataplane = Dataplane()
+        self.workers: bool = config["workers"]
+        self.dataplane.open_underlay(**config["underlay"])
+        if self.workers:
+            # Before the tunnel comes: workers must take up what is added while they run.
+            self.dataplane.start_workers()
+        for tunnel in config["tunnels"]:
+            self.dataplane.add_tunnel(tunnel.pop("name"), **tunnel)
+        self.spis = [self.dataplane.allocate_spi() for _ in range(config["spis"])]
+
+    def run(self) -> None:
+        poll = select.epoll()
+        poll.register(0, select.EPOLLIN)
+        poll.register(self.dataplane.punt_descriptor, select.EPOLLIN)
+        for descriptor, _ in self.dataplane.descriptors():
+            poll.register(descriptor, select.EPOLLIN)
+        self.punts: list[dict[str, Any]] = []
+        pending = b""
+        print(json.dumps({"spis": self.spis}), flush=True)
+        while True:
+            for descriptor, _ in poll.poll():
+                if descriptor == self.dataplane.punt_descriptor:
+                    self.punts += map(describe, self.dataplane.take_punts(64))
+                elif descriptor != 0:
+                    self.dataplane.drain(descriptor, BUDGET)
+                else:
+                    octets = os.read(0, 65536)
+                    if not octets:
+                        self.dataplane.stop_workers()
+                        return
+                    *lines, pending = (pending + octets).split(b"\n")
+                    for line in lines:
+                        print(json.dumps(self.answer(json.loads(line))), flush=True)
+
+    def answer(self, request: list[Any]) -> Any:
+        name, *arguments = request
+        if name == "punts":
+            punts, self.punts = self.punts, []
+            return punts
+        decoded = [bytes.fromhex(value[4:]) if str(value).startswith("hex:") else value for value in arguments]
+        return getattr(self.dataplane, name)(*decoded)
+
+
+if __name__ == "__main__":
+    Node(json.loads(sys.argv[1])).run()
