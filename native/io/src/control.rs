@@ -124,3 +124,41 @@ pub fn parse(message: &libc::msghdr) -> Received {
     }
     received
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(buffer: &mut ControlBuffer, length: usize) -> Received {
+        // SAFETY: msghdr is a plain C structure for which all zeroes is a valid value.
+        let mut message: libc::msghdr = unsafe { mem::zeroed() };
+        message.msg_control = buffer.as_mut_ptr();
+        message.msg_controllen = length as _;
+        parse(&message)
+    }
+
+    #[test]
+    fn what_is_written_fits_and_what_is_unknown_is_passed_over() {
+        for address in ["192.0.2.1", "2001:db8::1"] {
+            let address: IpAddr = address.parse().unwrap();
+            let mut buffer = ControlBuffer::EMPTY;
+            let mut writer = ControlWriter::new(&mut buffer);
+            writer.tos(address.is_ipv6(), 0xb8);
+            writer.source(address);
+            writer.segment_size(1440);
+            let length = writer.len();
+            assert!(length <= ControlBuffer::SIZE);
+            let received = parsed(&mut buffer, length);
+            // The source that is asked for and the destination that is told differ in IPv4's structure.
+            assert_eq!(received.local.is_some_and(|local| local == address), address.is_ipv6());
+            assert_eq!(received.segment_size, 0);
+        }
+    }
+
+    #[test]
+    fn a_message_without_control_says_nothing() {
+        let mut buffer = ControlBuffer::EMPTY;
+        let received = parsed(&mut buffer, 0);
+        assert_eq!((received.local, received.segment_size), (None, 0));
+    }
+}

@@ -75,3 +75,17 @@ impl Name {
 pub fn unspecified(ipv6: bool) -> IpAddr {
     if ipv6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_come_back_as_they_were() {
+        for text in ["192.0.2.1:4500", "0.0.0.0:0", "[2001:db8::1]:500", "[fe80::1%3]:65535"] {
+            let address: SocketAddr = text.parse().unwrap();
+            assert_eq!(Name::new(&address).0.address(), Some(address));
+        }
+        assert_eq!(Name::EMPTY.address(), None);
+    }
+}

@@ -234,3 +234,85 @@ fn split(whole: &Outgoing) -> impl Iterator<Item = Outgoing> + use<> {
         ..whole
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+
+    use dsvpn_dataplane::{Encapsulation, Endpoint};
+
+    use crate::underlay::UnderlayConfig;
+
+    fn whole(length: usize, segment_size: u16) -> Outgoing {
+        let remote = "127.0.0.1:9".parse().unwrap();
+        Outgoing { remote, local: None, tos: 0, offset: 7, length, segment_size, datagrams: 0 }
+    }
+
+    #[test]
+    fn pieces_cover_a_message() {
+        for (length, size, expected) in [(10, 4, vec![4, 4, 2]), (8, 4, vec![4, 4]), (3, 4, vec![3]), (5, 0, vec![5])] {
+            let pieces: Vec<Outgoing> = split(&whole(length, size)).collect();
+            assert_eq!(pieces.iter().map(|piece| piece.length).collect::<Vec<_>>(), expected);
+            assert_eq!(pieces.iter().map(|piece| piece.length).sum::<usize>(), length);
+            assert_eq!(pieces[0].offset, 7);
+            assert!(pieces.windows(2).all(|pair| pair[0].offset + pair[0].length == pair[1].offset));
+            assert!(pieces.iter().all(|piece| piece.segment_size == 0 && piece.datagrams == 1));
+        }
+    }
+
+    /// More messages than the ring holds, one of which the kernel refuses to cut: 65 datagrams or more than 65,507
+    /// octets in one message are EINVAL or EMSGSIZE. Every datagram arrives once, and in order.
+    #[test]
+    fn a_refused_message_is_sent_again_in_pieces() {
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        receiver.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+        let to = receiver.local_addr().unwrap();
+        // Ports that were free a moment ago.
+        let ports: Vec<u16> = {
+            let held: Vec<UdpSocket> = (0..2).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+            held.iter().map(|socket| socket.local_addr().unwrap().port()).collect()
+        };
+        let config = UnderlayConfig {
+            ike_port: ports[0],
+            nat_port: ports[1],
+            esp: false,
+            gre: false,
+            dont_fragment: true,
+            udp_gso: true,
+            ipv4: true,
+            ipv6: false,
+        };
+        let underlay = Underlay::open(&config).unwrap();
+        let arena: Vec<u8> = (0..70_000u32).map(|index| (index / 100) as u8).collect();
+        let endpoint = Endpoint {
+            encapsulation: Encapsulation::Udp,
+            local: Some("127.0.0.1".parse().unwrap()),
+            remote: to.ip(),
+            remote_port: to.port(),
+            tos: 0xb8,
+        };
+        let message = |offset, length, segment_size: u32, segments| SendMessage {
+            endpoint,
+            adjacency: 0,
+            offset,
+            length,
+            segment_size,
+            segments,
+        };
+        // 130 datagrams of 100 octets in one message are too many for any kernel; then 70 messages of one.
+        let mut messages = vec![message(0, 300, 100, 3), message(300, 13_000, 100, 130)];
+        messages.extend((0..70).map(|index| message(13_300 + index * 100, 100, 100, 1)));
+        let counters = Counters::default();
+        let mut ring = SendRing::new();
+        ring.send(&underlay, &arena, &messages, &counters);
+        let mut buffer = [0; 2000];
+        for index in 0..203usize {
+            let length = receiver.recv(&mut buffer).unwrap();
+            assert_eq!((length, buffer[0]), (100, index as u8), "datagram {index}");
+        }
+        assert_eq!(counters.get(Counter::GsoRefused), 1);
+        assert_eq!(counters.get(Counter::DropSendTooBig) + counters.get(Counter::DropSendRefused), 0);
+        assert!(underlay.sockets().iter().any(Socket::takes_gso), "one refusal is not a device without GSO");
+    }
+}

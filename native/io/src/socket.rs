@@ -110,10 +110,7 @@ impl Socket {
             let discover = if probe { libc::IPV6_PMTUDISC_PROBE } else { libc::IPV6_PMTUDISC_DONT };
             if self.kind.is_udp() {
                 // Raw IPv6 sockets take IPv6 alone and refuse the option.
-                // A raw IPv6 socket has nothing to do with IPv4, and refuses the option.
-            if self.kind.is_udp() {
                 self.set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
-            }
             }
             self.set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, discover)?;
             self.set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;

@@ -93,8 +93,8 @@ class Tables:
         """Totals and every drop reason ("drop_..."), by name, since the start."""
 
     def adjacency_counters(self, adjacency: int) -> dict[str, int]:
-        """"packets_in", "bytes_in", "packets_out", "bytes_out" (inner octets), and "idle_ms_in"/"idle_ms_out" since
-        the last data packet (-1: none yet). NHRP is not data."""
+        """Packets and inner octets ("packets_in", "bytes_in", "packets_out", "bytes_out"), and milliseconds since the
+        last data packet ("idle_ms_in", "idle_ms_out"; -1: none yet). NHRP is not data."""
 
     def sa_counters(self, spi: int) -> dict[str, int]:
         """Of an inbound SA: "packets", "bytes", "replayed", "unauthentic"."""
@@ -237,9 +237,7 @@ class MemoryForwarder(Tables):
         If `consumed` is less than the rows given, `output` is full: call again with the rest.
         """
 
-    def decap(
-        self, arena: npt.NDArray[np.uint8], datagrams: npt.NDArray[np.uint32], now_ns: int
-    ) -> DecapResult:
+    def decap(self, arena: npt.NDArray[np.uint8], datagrams: npt.NDArray[np.uint32], now_ns: int) -> DecapResult:
         """Decapsulate datagrams, in place in `arena`.
 
         Rows of offset, length, segment size (stride of a UDP_GRO run, 0: one datagram), kind (0 UDP NAT port, 1 ESP,
@@ -247,14 +245,10 @@ class MemoryForwarder(Tables):
         """
 
     def take_punts(self, limit: int) -> list[Punt]: ...
-    def lookup_ipv4(
-        self, tunnel: int, addresses: npt.NDArray[np.uint32], next_hops: npt.NDArray[np.uint32]
-    ) -> None:
+    def lookup_ipv4(self, tunnel: int, addresses: npt.NDArray[np.uint32], next_hops: npt.NDArray[np.uint32]) -> None:
         """Look addresses (host byte order) up in a tunnel's FIB. 0xFFFFFFFF: no route."""
 
-    def lookup_ipv6(
-        self, tunnel: int, addresses: npt.NDArray[np.uint8], next_hops: npt.NDArray[np.uint32]
-    ) -> None:
+    def lookup_ipv6(self, tunnel: int, addresses: npt.NDArray[np.uint8], next_hops: npt.NDArray[np.uint32]) -> None:
         """Look addresses (rows of 16 octets) up in a tunnel's FIB. 0xFFFFFFFF: no route."""
 
 @final
