@@ -16,11 +16,13 @@ def direct(network: Network, one: str, other: str) -> bool:
     return network.path(one, other) == (one, other) and network.path(other, one) == (other, one)
 
 
-@pytest.mark.parametrize("nated", [(), (1,)], ids=["public", "s1 behind NAT"])
-@pytest.mark.parametrize("ipsec", [True, False], ids=["ipsec", "plain"])
+@pytest.mark.parametrize(
+    ("nated", "ipsec"),
+    # Plain GRE has no ports: a spoke behind NAT cannot be reached by it, unless it is the only one there.
+    [((), True), ((1,), True), ((), False)],
+    ids=["public", "s1 behind NAT", "public, plain GRE"],
+)
 def test_shortcut_forms_and_nothing_is_lost(nated: tuple[int, ...], ipsec: bool) -> None:
-    if nated and not ipsec:
-        pytest.skip("plain GRE behind NAT: the peer cannot call the NATed spoke; the hub carries it (next test)")
     network = Network(seed=1, nated=nated, options={"ipsec": ipsec})
     network.start()
     start = network.simulation.now
