@@ -10,6 +10,7 @@ from __future__ import annotations
 from dsvpn.addresses import Address, Path
 from dsvpn.ike.child_sa import LINGER, ChildSa, ChildState
 from dsvpn.ike.context import Context
+from dsvpn.ike.create_child import RETRY
 from dsvpn.ike.delete import DeleteChild
 from dsvpn.ike.events import (
     ChildSaDeleted,
@@ -26,9 +27,6 @@ from dsvpn.ike.ike_sa import IkeSa
 from dsvpn.ike.profile import IkeProfile
 from dsvpn.ike.state import IkeState
 from dsvpn.ike.suites import EspSuite
-
-#: CHILD_SAs that one peer may have.
-MAX_CHILDREN = 16
 
 
 class Association:
@@ -50,6 +48,8 @@ class Association:
         self.current: IkeSa | None = None
         self.ike_sas: list[IkeSa] = []
         self.children: list[ChildSa] = []
+        #: The CHILD_SA that the owner seals with: the one last said to be ready.
+        self.sealing: ChildSa | None = None
         #: The deadline under which the engine's timer heap knows this association.
         self.scheduled: float | None = None
 
@@ -168,6 +168,8 @@ class Association:
             outbound_ready=outbound_ready,
         )
         self.children.append(child)
+        if outbound_ready:
+            self.sealing = child
         self.context.children[child.inbound_spi] = (self, child)
         self.context.emit(
             ChildSaEstablished(
@@ -215,23 +217,49 @@ class Association:
             child.outbound_ready = False
         else:
             self._forget_child(child)
+        self._restore_rekeyed(child, now)
         self._settle_outbound(child)
+
+    def _restore_rekeyed(self, gone: ChildSa, now: float) -> None:
+        """An SA whose last successor is deleted before it has not been rekeyed after all."""
+        for old in self.children:
+            if old.inbound_spi == gone.replaces and old.state is ChildState.REKEYED:
+                successors = [c for c in self.children if c.replaces == old.inbound_spi and c is not gone]
+                if all(c.state is ChildState.LINGERING for c in successors):
+                    old.state = ChildState.INSTALLED
+                    old.rekey_at = min(old.rekey_at, now + RETRY)
 
     def make_outbound_ready(self, child: ChildSa) -> None:
         """The peer is known to have this CHILD_SA."""
         if not child.outbound_ready and not child.redundant and child.state is ChildState.INSTALLED:
             child.outbound_ready = True
-            self.context.emit(ChildSaOutboundReady(self.handle, child.inbound_spi))
+            self._seal_with(child)
+
+    def _seal_with(self, child: ChildSa) -> None:
+        self.sealing = child
+        self.context.emit(ChildSaOutboundReady(self.handle, child.inbound_spi))
+
+    def _move_sealing(self, gone: ChildSa) -> None:
+        """If the owner seals with `gone`, name another CHILD_SA that the peer has. A rekeyed one is as good: it goes
+        on until its delete shows that the peer has the successor."""
+        if self.sealing is gone:
+            self.sealing = None
+            carrying = (ChildState.INSTALLED, ChildState.REKEYED)
+            ready = [c for c in self.children if c is not gone and c.outbound_ready and c.state in carrying]
+            if ready:
+                self._seal_with(ready[-1])
 
     def _settle_outbound(self, gone: ChildSa) -> None:
-        """Something must seal when `gone` does not: its successor, or whatever is left."""
+        """Something must seal when `gone` is deleted: its successor, or whatever is left."""
         for child in self.children:
             if child.replaces == gone.inbound_spi:
                 self.make_outbound_ready(child)
-        living = [child for child in self.children if child.state is ChildState.INSTALLED]
-        if living and not any(child.outbound_ready for child in living):
-            living[-1].redundant = False
-            self.make_outbound_ready(living[-1])
+        self._move_sealing(gone)
+        if self.sealing is None:
+            living = [child for child in self.children if child.state is ChildState.INSTALLED]
+            if living:
+                living[-1].redundant = False
+                self.make_outbound_ready(living[-1])
 
     def _forget_child(self, child: ChildSa) -> None:
         self.children.remove(child)
@@ -289,4 +317,5 @@ class Association:
         """Delete a CHILD_SA at both ends."""
         if child.state in (ChildState.INSTALLED, ChildState.REKEYED) and self.current is not None:
             child.state = ChildState.DELETING
+            self._move_sealing(child)
             self.current.add_task(DeleteChild(child), now, urgent=True)

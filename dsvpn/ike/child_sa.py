@@ -12,6 +12,8 @@ from dsvpn.ike.suites import EspSuite
 if TYPE_CHECKING:
     from dsvpn.ike.create_child import CreateChild
 
+#: CHILD_SAs that one peer may have.
+MAX_CHILDREN = 16
 #: Seconds that the inbound side of a rekeyed SA goes on, for packets that were on their way (RFC 7296 section 2.8).
 LINGER = 5.0
 

@@ -19,6 +19,9 @@ Both ends may rekey one CHILD_SA at once. Call it C, the new SA of our exchange 
 4.  The peer deletes C while our rekey of it is outstanding and made no P: C goes; A stays, if the peer made it.
 5.  Our rekey waits for the window when the peer's request comes: ours is dropped before it is sent.
 6.  The peer rekeys C again although P succeeds it: TEMPORARY_FAILURE; it is to delete C.
+7.  The peer deletes or rekeys an SA that is unknown here while our exchange is outstanding: it may be A, whose answer
+    is late. A delete is remembered and makes A stillborn; a rekey gets TEMPORARY_FAILURE. An end whose P is deleted
+    takes C for not rekeyed again.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from dsvpn.errors import PeerError
 from dsvpn.ike.child_exchange import accept_answer, answer_offer, offer_child
-from dsvpn.ike.child_sa import ChildSa, ChildState
+from dsvpn.ike.child_sa import MAX_CHILDREN, ChildSa, ChildState
 from dsvpn.ike.delete import DeleteStillborn
 from dsvpn.ike.key_exchange import KeyExchange, make_key_exchange
 from dsvpn.ike.suites import Group
@@ -60,6 +63,8 @@ class CreateChild(Task):
         #: The peer's simultaneous rekey of the same SA (P above) and its nonces, which outlive it.
         self.passive: ChildSa | None = None
         self.passive_nonces: tuple[bytes, bytes] | None = None
+        #: What the peer deleted that is unknown here: it may be the SA whose answer is still on its way.
+        self.deleted_early: set[int] = set()
 
     def build(self, sa: IkeSa, now: float) -> list[wire.Payload] | None:
         """The request, unless `old` has been replaced or deleted meanwhile."""
@@ -121,6 +126,10 @@ class CreateChild(Task):
             self.inbound_spi = None
             self._retry_later(sa, now)
             return
+        if new.outbound_spi in self.deleted_early:
+            self._release(sa)
+            self._retry_later(sa, now)
+            return
         lost = self.passive_nonces is not None and min(nonces) < min(self.passive_nonces)
         self.inbound_spi = None
         child = association.install_child(
@@ -141,6 +150,11 @@ class CreateChild(Task):
             self.passive.outbound_ready = False
         if old is not None and old in association.children:
             association.delete_child(old, now)
+
+    def note_early_delete(self, outbound_spi: int) -> None:
+        """The peer has deleted an SA that is unknown here."""
+        if len(self.deleted_early) < MAX_CHILDREN:
+            self.deleted_early.add(outbound_spi)
 
     def abandon(self, sa: IkeSa, now: float) -> None:
         """Nothing came of it."""
@@ -182,8 +196,6 @@ def respond_create_child(
     sa: IkeSa, offer: wire.SecurityAssociation, payloads: Payloads, now: float
 ) -> list[wire.Payload]:
     """Answer the peer's rekey of a CHILD_SA, or its wish for a further one."""
-    from dsvpn.ike.association import MAX_CHILDREN
-
     association = sa.association
     if sa.rekey_task is not None:
         raise PeerError("the IKE SA is being rekeyed", NotifyType.TEMPORARY_FAILURE)
@@ -194,6 +206,10 @@ def respond_create_child(
     rekey = wire.find_notify(payloads, NotifyType.REKEY_SA)
     if rekey is not None:
         old = association.find_child(int.from_bytes(rekey.spi, "big"))
+        outstanding = sa.requests.outstanding
+        if old is None and outstanding is not None and isinstance(outstanding.task, CreateChild):
+            # It may be the SA that this end asked for, with the answer still on its way.
+            raise PeerError("a CHILD_SA is being made", NotifyType.TEMPORARY_FAILURE)
         if old is None or rekey.protocol != ProtocolId.ESP:
             return [wire.Notify(NotifyType.CHILD_SA_NOT_FOUND, b"", rekey.protocol, rekey.spi)]
         if old.state is not ChildState.INSTALLED:

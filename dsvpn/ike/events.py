@@ -80,7 +80,11 @@ class ChildSaEstablished:
 
 @dataclass(frozen=True, slots=True)
 class ChildSaOutboundReady:
-    """The peer has installed this CHILD_SA: seal with it from now on."""
+    """The peer has installed this CHILD_SA: seal with it from now on.
+
+    Of one IKE SA's CHILD_SAs, the one to seal with is the last that was said to be ready, here or by
+    ChildSaEstablished. When that one is being deleted and another is ready, this event names the other first.
+    """
 
     ike_sa: int
     inbound_spi: int

@@ -115,8 +115,6 @@ class IkeSa:
 
     def add_task(self, task: Task, now: float, urgent: bool = False) -> None:
         """Do `task` when the window is free, before the others if `urgent`."""
-        if len(self.tasks) >= MAX_TASKS and not urgent:
-            return
         if urgent:
             self.tasks.appendleft(task)
         else:
@@ -169,15 +167,19 @@ class IkeSa:
             task.abandon(self, now)
 
     def rekey(self, now: float) -> None:
-        """Rekey this IKE SA when the window is free."""
-        self.rekey_at = inf
-        self.add_task(RekeyIke(), now)
+        """Rekey this IKE SA when the window is free. Nothing when that waits already."""
+        if self.rekey_at != inf:
+            self.rekey_at = inf
+            self.add_task(RekeyIke(), now)
 
     def rekey_child(self, child: ChildSa | None, now: float) -> None:
-        """Rekey a CHILD_SA, or make a further one for None."""
-        if child is not None:
+        """Rekey a CHILD_SA, or make a further one for None. Nothing when that waits already."""
+        if child is None:
+            if len(self.tasks) < MAX_TASKS:
+                self.add_task(CreateChild(None), now)
+        elif child.rekey_at != inf:
             child.rekey_at = inf
-        self.add_task(CreateChild(child), now)
+            self.add_task(CreateChild(child), now)
 
     def check_liveness(self, now: float) -> None:
         """Any answer to any request is a sign of life: ask only when none is under way."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dsvpn.ike.child_sa import ChildState
+from dsvpn.ike.create_child import CreateChild
 from dsvpn.ike.state import FAREWELL, IkeState
 from dsvpn.ike.task import Payloads
 from dsvpn.wire import ikev2 as wire
@@ -41,6 +42,9 @@ def respond_informational(sa: IkeSa, payloads: Payloads, now: float) -> list[wir
         for spi in delete.spis:
             child = association.find_child(int.from_bytes(spi, "big"))
             if child is None:
+                outstanding = sa.requests.outstanding
+                if outstanding is not None and isinstance(outstanding.task, CreateChild):
+                    outstanding.task.note_early_delete(int.from_bytes(spi, "big"))
                 continue
             if child.state is not ChildState.DELETING:
                 # Both ends deleting at once answer without a Delete payload (RFC 7296 section 1.4.1).

@@ -1,0 +1,3 @@
+"""Tests of the IKEv2 engine."""
+
+from __future__ import annotations

@@ -1,0 +1,152 @@
+"""Two engines over a bad network: whatever happens, at the end both have the same SAs, and nobody leaks."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import pytest
+
+from dsvpn.ike import events
+from dsvpn.ike.profile import RetransmissionSchedule
+from tests.ike.harness import End, InFlight, Wire, both_options, make_wire
+
+QUIET = 400.0
+
+
+@dataclass
+class BadNetwork:
+    """Carries what a `Wire` collects, with losses, doubles and delays, in simulated time."""
+
+    net: Wire
+    chance: Random
+    loss: float
+    duplicate: float = 0.1
+    delay: float = 0.2
+    heap: list[tuple[float, int, InFlight]] = field(default_factory=list)
+    order: int = 0
+
+    def carry(self) -> None:
+        """Take over what the ends have sent."""
+        self.net.collect()
+        for queue in self.net.flying.values():
+            while queue:
+                flight = queue.popleft()
+                for _ in range(2 if self.chance.random() < self.duplicate else 1):
+                    if self.chance.random() >= self.loss:
+                        self.order += 1
+                        # Delays vary by more than a message takes: datagrams overtake each other.
+                        at = self.net.now + self.chance.random() * self.delay
+                        heapq.heappush(self.heap, (at, self.order, flight))
+
+    def run(self, seconds: float) -> None:
+        end = self.net.now + seconds
+        for _ in range(200_000):
+            self.carry()
+            timer = self.net.next_timer()
+            times = [end] + ([timer] if timer is not None else []) + ([self.heap[0][0]] if self.heap else [])
+            self.net.now = max(self.net.now, min(times))
+            if self.heap and self.heap[0][0] <= self.net.now:
+                flight = heapq.heappop(self.heap)[2]
+                flight.receiver.engine.receive_datagram(flight.data, flight.path, self.net.now)
+            elif timer is not None and timer <= self.net.now:
+                for one in self.net.ends:
+                    one.engine.handle_timer(self.net.now)
+            elif self.net.now >= end:
+                return
+        raise AssertionError("time stands still")
+
+
+def disturb(net: Wire, end: End, chance: Random) -> None:
+    """One thing that an owner may ask for."""
+    if not end.established or chance.random() < 0.1:
+        end.engine.initiate("default", end.path_to(net.other(end)), net.now)
+        return
+    handle = chance.choice(sorted(end.established))
+    children = sorted(spi for spi, owned in end.children.items() if owned.event.ike_sa == handle)
+    action = chance.choice(["rekey_child"] * 4 + ["rekey_ike"] * 4 + ["delete_child", "create", "liveness", "delete"])
+    match action:
+        case "rekey_child" if children:
+            end.engine.rekey_child(handle, chance.choice(children), net.now)
+        case "rekey_ike":
+            end.engine.rekey_ike(handle, net.now)
+        case "delete_child" if children:
+            end.engine.delete_child(handle, chance.choice(children), net.now)
+        case "create":
+            end.engine.create_child(handle, net.now)
+        case "liveness":
+            end.engine.check_liveness(handle, net.now)
+        case "delete" if chance.random() < 0.3:
+            end.engine.delete(handle, net.now, "the test says so")
+
+
+def simulate(seed: int, loss: float, steps: int, **options: Any) -> Wire:
+    chance = Random(seed)
+    net = make_wire(
+        *both_options(dpd_interval=15.0, retransmission=RetransmissionSchedule(0.5, 1.7, 4.0, 7), **options),
+        seed=seed,
+    )
+    bad = BadNetwork(net, chance, loss)
+    net.a.engine.initiate("default", net.a.path_to(net.b), net.now)
+    if chance.random() < 0.3:
+        net.b.engine.initiate("default", net.b.path_to(net.a), net.now)
+    for _ in range(steps):
+        # Often both ends at once, so that exchanges cross.
+        for end in net.ends:
+            if chance.random() < 0.6:
+                disturb(net, end, chance)
+        bad.run(chance.choice((0.0, 0.1, 1.0, 5.0)))
+    # The network recovers; dead peers are found and the last farewells run out.
+    bad.loss = 0.0
+    bad.run(QUIET)
+    return net
+
+
+def check_end(net: Wire) -> None:
+    net.check_agreement()
+    for end in net.ends:
+        context = end.engine._context
+        assert set(context.children) == set(end.children)
+        assert set(context.associations) == set(end.established)
+        assert len(context.ike_sas) == len(end.established)
+        assert not len(context.half_open)
+        for handle in end.established:
+            spis = [spi for spi, owned in end.children.items() if owned.event.ike_sa == handle]
+            assert not spis or end.sealing.get(handle) in spis, "an IKE SA has children and seals with none"
+
+
+@pytest.mark.parametrize("batch", range(8))
+@pytest.mark.parametrize("loss", [0.0, 0.1, 0.3, 0.5])
+def test_both_ends_agree_after_anything(loss: float, batch: int) -> None:
+    for seed in range(batch * 10, batch * 10 + 10):
+        try:
+            check_end(simulate(seed, loss, steps=12))
+        except Exception as error:
+            raise AssertionError(f"loss {loss}, seed {seed}: {error!r}") from error
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.2])
+def test_short_lifetimes_under_loss(loss: float) -> None:
+    """Rekeys of both kinds come by themselves from both ends, often at once."""
+    rekeyed = 0
+    for seed in range(10):
+        try:
+            net = simulate(seed, loss, steps=0, ike_lifetime=60.0, child_lifetime=25.0, rekey_margin=0.2)
+            net.check_traffic()
+            for end in net.ends:
+                assert set(end.engine._context.children) == set(end.children)
+                rekeyed += len(end.of(events.IkeSaRekeyed))
+            if not loss:
+                assert net.a.established
+                assert not net.a.of(events.IkeSaDeleted)
+        except Exception as error:
+            raise AssertionError(f"loss {loss}, seed {seed}: {error!r}") from error
+    assert rekeyed > 50
+
+
+def test_the_same_seed_gives_the_same_datagrams() -> None:
+    one, two = simulate(7, 0.3, steps=5), simulate(7, 0.3, steps=5)
+    assert [flight.data for flight in one.record] == [flight.data for flight in two.record]
+    assert one.a.events == two.a.events
