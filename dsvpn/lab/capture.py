@@ -148,8 +148,12 @@ def read_pcap(file: Path) -> Iterator[Packet]:
         yield Packet(seconds + micros / 1e6, protocol, content[start + 20 : offset])
 
 
+#: What `FrameCounters` may count as other, as a filter: kept for the report, for counters cannot describe a packet.
+STRANGERS = f"not arp and not esp and not udp port 500 and not udp port 4500 and not udp port {COMPARISON_PORT}"
+
+
 class Capture:
-    """tcpdump on every port of the internet namespace, whole packets."""
+    """tcpdump on every port of the internet namespace, whole packets, those of `expression` if it is given."""
 
     def __init__(self, run: Run, namespace: Namespace, file: Path, expression: str = "") -> None:
         self.file = file
@@ -214,6 +218,13 @@ class FrameCounters:
                     f"udp {port} 500 {ike_direct} counter name seen_ike accept",
                     f"udp {port} {COMPARISON_PORT} counter name seen_comparison accept",
                 )
+            ),
+            # A datagram of the comparison that was under way when its other end closed: behind 8 octets of ICMP and 20
+            # of the quoted IP header stand the ports that it was between.
+            *(
+                f"icmp type destination-unreachable @th,136,8 17 @th,{port},16 {COMPARISON_PORT} "
+                "counter name seen_comparison accept"
+                for port in (224, 240)
             ),
             "counter name seen_other accept",
         ]

@@ -10,7 +10,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from dsvpn.lab import wireguard
-from dsvpn.lab.capture import PROTECTED, Capture, FrameCounters, Traffic, count, describe, find_switch, holds_plaintext
+from dsvpn.lab.capture import (
+    PROTECTED,
+    STRANGERS,
+    Capture,
+    FrameCounters,
+    Traffic,
+    count,
+    describe,
+    find_switch,
+    holds_plaintext,
+)
 from dsvpn.lab.gateways import TUNNEL, GatewayProcess, Settings
 from dsvpn.lab.measure import PLAINTEXT, Echo, Pings, Throughput, iperf, iperf_server, median_rtt, ping
 from dsvpn.lab.report import Report
@@ -66,6 +76,7 @@ class Scenario:
             self.topology.build()
         counters = FrameCounters(self.topology.internet, self.topology.ports)
         capture = Capture(self.run, self.topology.internet, self.run.directory / "underlay.pcap")
+        strangers = Capture(self.run, self.topology.internet, self.run.directory / "strangers.pcap", STRANGERS)
         with self.report.step("Starting the gateways: dsvpn up CONFIG, one process each"):
             for gateway in self.gateways.values():
                 gateway.start()
@@ -73,7 +84,7 @@ class Scenario:
         self._reach_hub_lan()
         self._shortcut(capture)
         self._throughput(counters)
-        self._frames(counters)
+        self._frames(counters, strangers)
         if self.options.stop:
             self._shutdown()
 
@@ -187,15 +198,17 @@ class Scenario:
         (link,) = json.loads(self.topology.gateways["spoke1"].ip("-j", "link", "show", "dev", TUNNEL))
         return int(link["mtu"])
 
-    def _frames(self, counters: FrameCounters) -> None:
+    def _frames(self, counters: FrameCounters, capture: Capture) -> None:
         seen = counters.read()
+        capture.stop()
         allowed = PROTECTED | ({Traffic.COMPARISON} if self.options.compare else frozenset())
         strangers = seen.strangers(allowed)
         self.report.figures["underlay_frames"] = {str(kind): number for kind, number in seen.kinds.items()}
         self.report.check(
             "nothing else crossed the underlay in the whole run",
             not strangers and seen.kinds[Traffic.ESP_IN_UDP] + seen.kinds[Traffic.ESP] > 0,
-            _listed({kind: number for kind, number in seen.kinds.items() if number}),
+            _listed({kind: number for kind, number in seen.kinds.items() if number})
+            + "".join(f"; {describe(packet)}" for packet in capture.packets()[:3] if strangers),
         )
 
     def _shutdown(self) -> None:
