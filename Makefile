@@ -35,12 +35,12 @@ demo: $(STAMPS)/lab-packages setup
 test: $(STAMPS)/lab-packages $(STAMPS)/test-packages $(STAMPS)/tools setup
 	$(WITH_CARGO) cargo test --quiet --locked --manifest-path native/Cargo.toml $(PURE_CRATES)
 	$(BIN)/pytest --quiet --wire=compiled -o "pythonpath=$$(echo $(VENV)/lib/python3*/site-packages) ." tests/wire
-	$(BIN)/pytest --wire=interpreted -m "not interop" $(TESTS)
+	$(BIN)/pytest --wire=interpreted --ignore=tests/interop $(TESTS)
 
 ## test-interop: against FRR and strongSwan in User-Mode Linux guests (root)
 .PHONY: test-interop
 test-interop: $(STAMPS)/lab-packages $(STAMPS)/interop-packages $(STAMPS)/tools setup
-	$(BIN)/pytest -m interop tests/interop
+	$(BIN)/pytest tests/interop
 
 ## bench: every benchmark against every peer, into build/bench (root, long)
 .PHONY: bench

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import time
 from collections.abc import Mapping
@@ -154,6 +155,12 @@ class Scenario:
     def _throughput(self, counters: FrameCounters) -> None:
         report, hub, options = self.report, self.gateways["hub"], self.options
         source, target = self.topology.hosts["spoke1"], self.topology.hosts["spoke2"]
+        load, processors = os.getloadavg()[0], os.cpu_count() or 1
+        report.figures |= {"load_before": load, "processors": processors}
+        if load > processors / 2:
+            report.note(
+                "this machine is busy with other work", f"load {load:.1f} on {processors} CPUs: quote no figure"
+            )
         ours: list[Throughput] = []
         theirs: list[Throughput] = []
         moved = frames = 0
