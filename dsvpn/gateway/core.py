@@ -44,6 +44,9 @@ MAX_CALL_BACKOFF = 30.0
 #: INITIAL_CONTACT ends older IKE SAs of the same peer. Ends that call each other at once both send it: SAs as young as
 #: this are spared (seconds), or each would end the other's.
 INITIAL_CONTACT_SPARES = 5.0
+#: A peer that has called gets traffic once something came from it, or after this long: by then it has our answer even
+#: if that was lost and asked for again three times (seconds).
+CONFIRMATION_DELAY = 3.0
 #: Peers that plain GRE packets of strangers may make, for anybody can send those.
 MAX_PLAIN_PEERS = 65536
 #: Refused callers that `dsvpn show peers` remembers.
@@ -102,7 +105,9 @@ class Gateway:
         #: When to call a peer, and when to let go of one that nothing wants.
         self._calls: dict[Peer, float] = {}
         self._farewells: dict[Peer, float] = {}
+        self._confirmations: dict[Peer, float] = {}
         self._established: dict[int, float] = {}
+        self._initiated: set[int] = set()
         self._keepalive_at: float | None = None
         self._closing = False
 
@@ -137,6 +142,8 @@ class Gateway:
             if found is None:
                 return
             nbma = found[1].nbma
+            if found[1] in self._confirmations:
+                self._confirm(found[1])
         network.nhrp.receive_packet(data, adjacency, nbma, now)
         self._settle(now)
 
@@ -202,6 +209,8 @@ class Gateway:
             before_in, before_out = peer.packets.get(tunnel, (0, 0))
             peer.packets[tunnel] = (packets_in, packets_out)
             if packets_in > before_in:
+                if not peer.confirmed and peer in self._confirmations:
+                    self._confirm(peer)
                 for ike_sa in peer.ike_sas:
                     self.ike.note_traffic(ike_sa, now)
             if packets_out > before_out:
@@ -220,6 +229,8 @@ class Gateway:
             # What is done for one peer may have settled another's.
             if self._calls.pop(peer, None) is not None:
                 self._call(peer, now)
+        for peer in _due(self._confirmations, now):
+            self._confirm(peer)
         for peer in _due(self._farewells, now):
             if self._farewells.pop(peer, None) is not None and not peer.needs:
                 self._remove_peer(peer, "no mapping wants it", now)
@@ -242,7 +253,14 @@ class Gateway:
         timers = [self.ike.get_timer(), self._keepalive_at, *(t.nhrp.get_timer() for t in self.tunnels.values())]
         timers += self._calls.values()
         timers += self._farewells.values()
+        timers += self._confirmations.values()
         return min((timer for timer in timers if timer is not None), default=None)
+
+    @property
+    def wants_traffic(self) -> bool:
+        """Whether `traffic` should be called every few hundredths of a second: a peer has called and traffic waits for
+        its first packet. This lasts a few seconds at most."""
+        return bool(self._confirmations)
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, Path]]:
         """IKE messages; port 4500 in `path.local` wants the non-ESP marker."""
@@ -405,6 +423,7 @@ class Gateway:
             return
         peer.path = Path(Endpoint(source, 0), Endpoint(peer.nbma, 0))
         peer.since = now
+        peer.confirmed = True
         self._set_adjacencies(peer)
         self._peer_up(peer, now)
 
@@ -455,8 +474,21 @@ class Gateway:
             self.tunnels[name].nhrp.peer_up(peer.nbma, adjacency, now)
         self._peer_changed(peer)
 
+    def _confirm(self, peer: Peer) -> None:
+        """The peer takes what is sent to it, also on the CHILD_SA that it made last."""
+        self._confirmations.pop(peer, None)
+        pending, peer.pending = peer.pending, None
+        if pending is not None and pending in peer.children:
+            self._seal_with(peer, peer.children[pending])
+        if not peer.confirmed:
+            peer.confirmed = True
+            self._peer_changed(peer)
+
     def _peer_down(self, peer: Peer, now: float) -> None:
         peer.since = None
+        peer.confirmed = False
+        peer.pending = None
+        self._confirmations.pop(peer, None)
         self._peer_changed(peer)
         for name, adjacency in peer.adjacencies.items():
             self.tunnels[name].nhrp.peer_down(adjacency, now)
@@ -532,6 +564,8 @@ class Gateway:
         peer.failures = 0
         peer.last_error = ""
         self._established[event.ike_sa] = now
+        if event.initiator:
+            self._initiated.add(event.ike_sa)
         role = "initiator" if event.initiator else "responder"
         self._event("info", "ike_established", f"IKE SA with {peer.identity} at {remote} established ({role})")
         if event.local_nat and self._keepalive_at is None:
@@ -541,6 +575,7 @@ class Gateway:
         peer = self.peers.by_ike_sa(ike_sa)
         self.peers.unbind_ike_sa(ike_sa)
         self._established.pop(ike_sa, None)
+        self._initiated.discard(ike_sa)
         if peer is None:
             return
         self._event("info", "ike_deleted", f"IKE SA with {peer.identity} at {peer.nbma} deleted: {reason}")
@@ -584,7 +619,14 @@ class Gateway:
                 self.config.ipsec[event.profile].replay_window,
             )
         )
-        if child.ready:
+        called = event.ike_sa not in self._initiated and event.replaces is None
+        if called:
+            # We have keys before the caller has our answer: what is sealed for it at once may come too early.
+            self._confirmations[peer] = now + CONFIRMATION_DELAY
+        if called and was_up:
+            peer.pending = child.inbound_spi
+        elif child.ready:
+            peer.confirmed = not called
             self._seal_with(peer, child)
         if peer.up and not was_up:
             peer.since = now

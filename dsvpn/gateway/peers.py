@@ -47,6 +47,11 @@ class Peer:
     attempt: int | None = None
     children: dict[int, Child] = field(default_factory=dict)
     current: int | None = None
+    #: Whether the peer is known to take what is sent to it. One that has called may not have installed its SA yet
+    #: when ours is there: until it shows, traffic that has another way keeps to it.
+    confirmed: bool = False
+    #: A CHILD_SA that the peer made beside the current one; sealed with once the peer can be expected to have it.
+    pending: int | None = None
     needs: dict[tuple[str, Address], MappingKind] = field(default_factory=dict)
     failures: int = 0
     last_error: str = ""
@@ -59,6 +64,11 @@ class Peer:
     def up(self) -> bool:
         """Whether traffic can go to it."""
         return self.path is not None if self.profile is None else self.current is not None
+
+    @property
+    def carries(self) -> bool:
+        """Whether traffic should move to it from the way it has."""
+        return self.up and self.confirmed
 
     @property
     def calls(self) -> bool:

@@ -114,10 +114,10 @@ def _routes(tunnel: Tunnel) -> list[dict[str, Any]]:
     listed = []
     for prefix, source, next_hop in tunnel.forwarding.routes():
         mapping = tunnel.mappings.get(next_hop.address) if next_hop.address is not None else None
-        direct = mapping is not None and mapping.peer is not None and mapping.peer.up
+        peer = None if mapping is None else mapping.peer
         if next_hop.target.adjacency is None:
             path = "none"
-        elif direct:
+        elif peer is not None and peer.adjacencies[tunnel.name] == next_hop.target.adjacency:
             path = "direct"
         else:
             path = "hub"

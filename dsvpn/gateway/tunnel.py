@@ -56,14 +56,17 @@ class Tunnel:
     # -- where packets go ----------------------------------------------------------------------------------
 
     def target(self, address: Address | None) -> Target:
-        """Where a next hop leads: to the peer of its mapping if that is up, else to the best NHS, which knows more."""
+        """Where a next hop leads: its mapping's peer if that carries traffic, else the best NHS, which knows more."""
         mapping = self.mappings.get(address) if address is not None else None
-        if mapping is not None and mapping.peer is not None and mapping.peer.up:
-            return Target(mapping.peer.adjacencies[self.name], resolve=False)
+        peer = None if mapping is None else mapping.peer
+        if peer is not None and peer.carries:
+            return Target(peer.adjacencies[self.name], resolve=False)
         for nhs in self._nhs_order:
             server = self.mappings.get(nhs)
             if server is not None and server.peer is not None and server.peer.up and nhs != address:
                 return Target(server.peer.adjacencies[self.name], resolve=True)
+        if peer is not None and peer.up:
+            return Target(peer.adjacencies[self.name], resolve=False)
         return Target(None, resolve=False)
 
     def set_mapping(self, event: MappingAdded, peer: Peer | None) -> None:
@@ -113,7 +116,7 @@ class Tunnel:
 
     def _refresh_shortcut(self, prefix: Prefix, next_hop: Address) -> None:
         mapping = self.mappings.get(next_hop)
-        if mapping is not None and mapping.peer is not None and mapping.peer.up:
+        if mapping is not None and mapping.peer is not None and mapping.peer.carries:
             if prefix not in self._active:
                 self._active.add(prefix)
                 self.forwarding.set_route(RouteSource.SHORTCUT, prefix, next_hop)

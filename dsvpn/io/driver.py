@@ -38,6 +38,8 @@ _log = structlog.get_logger("dsvpn")
 
 #: Seconds between looks at the adjacencies' counters, which tell whether a peer or a shortcut is in use.
 _TRAFFIC_INTERVAL = 2.0
+#: The same while the gateway waits for a peer's first packet, which is a few seconds at most.
+_FIRST_PACKET_INTERVAL = 0.02
 #: Punts taken, and vectors forwarded, before the event loop gets its turn again.
 _PUNT_BUDGET = 256
 _DRAIN_BUDGET = 8
@@ -70,6 +72,7 @@ class Driver:
         self._started = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
+        self._looking = False
         self._event_limits: dict[str, RateLimit] = {}
         self._defects = RateLimit(rate=0.2, burst=5)
         self._sources: dict[str, Source] = {}
@@ -244,6 +247,10 @@ class Driver:
             await asyncio.sleep(_TRAFFIC_INTERVAL)
             self._guarded(self._take_traffic)()
 
+    def _look_for_traffic(self) -> None:
+        self._looking = False
+        self._guarded(self._take_traffic)()
+
     def _take_traffic(self) -> None:
         self._gateway.traffic(self._commander.traffic(), time.monotonic())
         self._flush()
@@ -287,6 +294,9 @@ class Driver:
         self._commander.send(self._gateway.datagrams_to_send(now), self._gateway.keepalives_to_send(now))
         while (event := self._gateway.next_event()) is not None:
             self._report(event.level, event.name, str(event), event.fields)
+        if self._gateway.wants_traffic and not self._looking:
+            self._looking = True
+            asyncio.get_running_loop().call_later(_FIRST_PACKET_INTERVAL, self._look_for_traffic)
         self._arm()
 
     def _report(self, level: str, name: str, text: str, fields: dict[str, Any]) -> None:

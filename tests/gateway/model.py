@@ -102,6 +102,7 @@ class Site:
     _timer: Timer | None = None
     _misses: dict[object, float] = field(default_factory=dict)
     _life: int = 0
+    _looking: bool = False
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -330,11 +331,20 @@ class Site:
         self.gateway.keepalives_to_send(now)
         while self.gateway.next_event() is not None:
             pass
+        if self.gateway.wants_traffic and not self._looking:
+            self._looking = True
+            self.simulation.schedule(0.02, lambda: self._look(self._life))
         if self._timer is not None:
             self._timer.cancel()
         due = self.gateway.get_timer()
         if due is not None and self.running:
             self._timer = self.simulation.schedule_at(due, self._on_timer)
+
+    def _look(self, life: int) -> None:
+        self._looking = False
+        if self.running and life == self._life:
+            self.gateway.traffic(self.counters, self.simulation.now)
+            self._flush()
 
     def _on_timer(self) -> None:
         if self.running:

@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
 
-from tests.gateway.network import Network
-from tests.simulation import Conditions
+from dsvpn.addresses import Address
+from tests.gateway.model import address
+from tests.gateway.network import NAT_PUBLIC, Network
+from tests.simulation import Conditions, Datagram, Underlay
+from tests.simulation.underlay import Node
+
+
+@dataclass
+class LosesAnswers:
+    """A carrier that loses the first `left` IKE_AUTH answers to one address."""
+
+    underlay: Underlay
+    to: Address
+    left: int
+
+    def send(self, datagram: Datagram) -> None:
+        data = datagram.payload
+        if self.left and datagram.destination.address == self.to and isinstance(data, bytes) and len(data) > 28:
+            exchange, flags = data[18], data[19]
+            if exchange == 35 and flags & 0x20:
+                self.left -= 1
+                return
+        self.underlay.send(datagram)
+
+    def attach(self, address: Address, node: Node) -> None:
+        self.underlay.attach(address, node)
+
+    def detach(self, address: Address) -> None:
+        self.underlay.detach(address)
+
 
 FAST = {"dpd": "2s", "retransmission": {"timeout": "200ms", "tries": 4}}
 
@@ -48,6 +78,21 @@ def test_first_packet_to_direct_path_within_a_second() -> None:
         network["s2"].send(network.packet("s2", "s1"))
         network.simulation.run_for(0.02)
     network.simulation.run_until_time(start + 1.0)
+    assert direct(network, "s1", "s2")
+
+
+@pytest.mark.parametrize("nated", [(), (1,)], ids=["public", "s1 behind NAT"])
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_nothing_is_lost_while_the_caller_waits_for_the_answer(nated: tuple[int, ...], lost: int) -> None:
+    """The end that is called has its SA first. What it sealed before the caller has the answer would be lost, the more
+    so when the answer itself is lost and has to be asked for again."""
+    network = Network(seed=20, nated=nated)
+    network.start()
+    losing = LosesAnswers(network.underlay, address(NAT_PUBLIC if nated else "192.0.2.11"), lost)
+    network["s2"].host.via = losing
+    sent = network.stream("s1", "s2", 4.0, 0.005)
+    assert losing.left == 0
+    assert sorted(network.arrived("s1", "s2")) == sent
     assert direct(network, "s1", "s2")
 
 
@@ -174,10 +219,6 @@ def test_rekeys_lose_nothing() -> None:
 
 
 def test_non_shortcut_mode_resolves_the_next_hop() -> None:
-    from ipaddress import ip_network
-
-    from tests.gateway.model import address
-
     network = Network(seed=13, options={"nhrp": {"shortcut": False}})
     network["s1"].static.append(("dsvpn0", ip_network("172.16.2.0/24"), address("10.0.0.12")))
     network["s2"].static.append(("dsvpn0", ip_network("172.16.1.0/24"), address("10.0.0.11")))
