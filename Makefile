@@ -14,7 +14,7 @@ WITH_CARGO = export PATH="$$(.ci/setup cargo):$$PATH";
 
 NATIVE_SOURCES := $(shell find native -name target -prune -o \( -name '*.rs' -o -name 'Cargo.*' -o -name '*.toml' -o -name '*.pyi' \) -print)
 PYTHON_SOURCES := $(shell find dsvpn -name '*.py' -o -name '*.pxd' -o -name 'py.typed')
-PURE_CRATES := -p dsvpn-wire -p dsvpn-dataplane
+RUST_TESTS := -p dsvpn-wire -p dsvpn-dataplane -p dsvpn-io
 
 ## help: list the targets
 .PHONY: help
@@ -33,7 +33,7 @@ demo: $(STAMPS)/lab-packages setup
 ## test: all tests; those in network namespaces need root
 .PHONY: test
 test: $(STAMPS)/lab-packages $(STAMPS)/test-packages $(STAMPS)/tools setup
-	$(WITH_CARGO) cargo test --quiet --locked --manifest-path native/Cargo.toml $(PURE_CRATES)
+	$(WITH_CARGO) cargo test --quiet --locked --manifest-path native/Cargo.toml $(RUST_TESTS)
 	$(BIN)/pytest --quiet --wire=compiled -o "pythonpath=$$(echo $(VENV)/lib/python3*/site-packages) ." tests/wire
 	$(BIN)/pytest --wire=interpreted --ignore=tests/interop $(TESTS)
 

@@ -113,7 +113,8 @@ def test_the_null_cipher_is_no_suite_of_a_gateway() -> None:
 def test_build() -> None:
     assert dsvpn_native.__version__ == "0.1.0"
     assert dsvpn_native.BUILD_PROFILE in {"release", "debug"}
-    assert Dataplane().aead_backend.startswith("ring (")
+    assert Dataplane(aead_backend="ring").aead_backend.startswith("ring (")
+    assert Dataplane().aead_backend.startswith(("dsvpn (", "ring ("))
     assert issubclass(Dataplane, Tables)
     with pytest.raises(ValueError, match='aead_backend: "openssl" is none of auto, ring'):
         Dataplane(aead_backend="openssl")

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use ring::aead::{AES_128_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 
 use crate::error::TablesError;
+use crate::kernel::{self, GcmKey, Kernel};
 
 /// Octets of the ICV of every suite.
 pub const ICV_LENGTH: usize = 16;
@@ -76,10 +77,11 @@ pub struct Cipher {
 }
 
 // The expanded schedule is held inline: a box would cost every packet a step.
-#[cfg_attr(feature = "bench", allow(clippy::large_enum_variant))]
+#[allow(clippy::large_enum_variant)]
 enum Kind {
     // ring dispatches on the algorithm inside.
     Ring(LessSafeKey),
+    Kernel(&'static Kernel, GcmKey),
     #[cfg(feature = "bench")]
     Null,
 }
@@ -91,10 +93,15 @@ impl fmt::Debug for Cipher {
 }
 
 impl Cipher {
-    /// Expand key material: the key, then the salt.
+    /// Expand key material: the key, then the salt. AES-GCM is for [`kernel::kernel`].
     ///
     /// Errors: [`TablesError::KeymatLength`].
     pub fn new(suite: Suite, keymat: &[u8]) -> Result<Self, TablesError> {
+        Self::with_kernel(suite, keymat, kernel::kernel())
+    }
+
+    /// As [`Cipher::new`], with a kernel for AES-GCM or, without one, ring: to compare them.
+    pub fn with_kernel(suite: Suite, keymat: &[u8], kernel: Option<&'static Kernel>) -> Result<Self, TablesError> {
         let wrong = || TablesError::KeymatLength { suite, expected: suite.keymat_length(), given: keymat.len() };
         if keymat.len() != suite.keymat_length() {
             return Err(wrong());
@@ -103,9 +110,13 @@ impl Cipher {
         let ring = |algorithm: &'static Algorithm| {
             UnboundKey::new(algorithm, key).map(|key| Kind::Ring(LessSafeKey::new(key))).map_err(|_| wrong())
         };
+        let aes = |algorithm| match kernel.and_then(|kernel| Some((kernel, (kernel.expand)(key)?))) {
+            Some((kernel, key)) => Ok(Kind::Kernel(kernel, key)),
+            None => ring(algorithm),
+        };
         let kind = match suite {
-            Suite::Aes128Gcm16 => ring(&AES_128_GCM)?,
-            Suite::Aes256Gcm16 => ring(&AES_256_GCM)?,
+            Suite::Aes128Gcm16 => aes(&AES_128_GCM)?,
+            Suite::Aes256Gcm16 => aes(&AES_256_GCM)?,
             Suite::ChaCha20Poly1305 => ring(&CHACHA20_POLY1305)?,
             #[cfg(feature = "bench")]
             Suite::NullForBenchmarks => Kind::Null,
@@ -123,29 +134,41 @@ impl Cipher {
         Nonce::assume_unique_for_key(nonce)
     }
 
-    /// Encrypt in place and give the ICV. The caller never uses an IV twice.
+    /// Encrypt in place: `octets` are the plaintext and room for the ICV, which is written there.
+    ///
+    /// The caller never uses an IV twice.
     #[inline]
-    pub fn seal(&self, iv: [u8; IV_LENGTH], aad: &[u8], plaintext: &mut [u8]) -> [u8; ICV_LENGTH] {
-        let mut icv = [0; ICV_LENGTH];
-        match &self.kind {
-            Kind::Ring(key) => {
-                // It fails for plaintexts of tens of gigabytes alone; an ICV of zero is then refused by the peer.
-                if let Ok(tag) = key.seal_in_place_separate_tag(self.nonce(iv), Aad::from(aad), plaintext) {
-                    icv.copy_from_slice(tag.as_ref());
-                }
-            }
+    pub fn seal(&self, iv: [u8; IV_LENGTH], aad: &[u8], octets: &mut [u8]) {
+        let sealed = match &self.kind {
+            Kind::Kernel(kernel, key) => (kernel.seal)(key, self.salt, iv, aad, octets),
+            Kind::Ring(key) => octets.split_last_chunk_mut::<ICV_LENGTH>().is_some_and(|(plaintext, icv)| {
+                key.seal_in_place_separate_tag(self.nonce(iv), Aad::from(aad), plaintext)
+                    .map(|tag| icv.copy_from_slice(tag.as_ref()))
+                    .is_ok()
+            }),
             #[cfg(feature = "bench")]
-            Kind::Null => {}
+            Kind::Null => octets.last_chunk_mut::<ICV_LENGTH>().map(|icv| icv.fill(0)).is_some(),
+        };
+        if !sealed {
+            // No room, or tens of gigabytes of text: neither comes from here, and no plaintext may leave.
+            debug_assert!(false, "there is room for the ICV");
+            octets.fill(0);
         }
-        icv
     }
 
     /// Authenticate and decrypt in place: `sealed` is ciphertext and ICV, the plaintext is what it begins with.
     ///
-    /// Gives the plaintext's length.
+    /// Gives the plaintext's length. What follows it is undefined afterwards.
     #[inline]
     pub fn open(&self, iv: [u8; IV_LENGTH], aad: &[u8], sealed: &mut [u8]) -> Result<usize, Unauthentic> {
         match &self.kind {
+            Kind::Kernel(kernel, key) => {
+                if (kernel.open)(key, self.salt, iv, aad, sealed) {
+                    Ok(sealed.len() - ICV_LENGTH)
+                } else {
+                    Err(Unauthentic)
+                }
+            }
             Kind::Ring(key) => key
                 .open_in_place(self.nonce(iv), Aad::from(aad), sealed)
                 .map(|plaintext| plaintext.len())
@@ -156,8 +179,12 @@ impl Cipher {
     }
 }
 
-/// The backend that runs on this processor, for people.
+/// What AES-GCM keys are made for on this processor, for people.
 pub fn backend() -> &'static str {
+    kernel::kernel().map_or_else(ring_backend, |kernel| kernel.name)
+}
+
+fn ring_backend() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {
         let pclmul = is_x86_feature_detected!("aes") && is_x86_feature_detected!("pclmulqdq");
@@ -208,10 +235,9 @@ mod tests {
         ));
         let icv = hex("459018148f6cbe722fd04796562dfdb4");
         let cipher = Cipher::new(Suite::Aes128Gcm16, &keymat).unwrap();
-        let mut octets = plaintext.clone();
-        assert_eq!(cipher.seal(iv, &aad, &mut octets).to_vec(), icv);
-        assert_eq!(octets, sealed);
-        octets.extend_from_slice(&icv);
+        let mut octets = [&plaintext[..], &[0; ICV_LENGTH]].concat();
+        cipher.seal(iv, &aad, &mut octets);
+        assert_eq!(octets, [sealed, icv].concat());
         assert_eq!(cipher.open(iv, &aad, &mut octets), Ok(plaintext.len()));
         assert_eq!(&octets[..plaintext.len()], &plaintext[..]);
     }

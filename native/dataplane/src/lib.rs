@@ -12,6 +12,7 @@ mod encap;
 mod error;
 mod fib;
 mod fragment;
+pub mod kernel;
 mod limiter;
 mod output;
 mod prefix;

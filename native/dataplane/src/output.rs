@@ -149,23 +149,21 @@ fn write_datagram(
         return;
     };
     let iv = sequence.to_be_bytes();
-    let [_, _, _, _, low @ ..] = iv;
-    let spi = sa.spi.to_be_bytes();
     let (header, rest) = datagram.split_at_mut(esp::HEADER_AND_IV);
-    header[..4].copy_from_slice(&spi);
-    header[4..8].copy_from_slice(&low);
+    // In one piece: the cipher reads it at once as AAD, and the processor forwards a store only to loads within it.
+    header[..8].copy_from_slice(&(u64::from(sa.spi) << 32 | sequence & 0xffff_ffff).to_be_bytes());
     header[8..16].copy_from_slice(&iv);
-    let (plaintext, icv) = rest.split_at_mut(rest.len() - ICV_LENGTH);
+    let text = rest.len() - ICV_LENGTH;
+    let plaintext = &mut rest[..text];
     plaintext[..gre_length].copy_from_slice(&gre[..gre_length]);
     fill(&mut plaintext[gre_length..gre_length + inner]);
     esp::write_trailer(&mut plaintext[gre_length + inner..], dsvpn_wire::ip::protocol::GRE);
-    let tag = if sa.esn {
-        let (aad, length) = esn_aad(spi, iv);
-        sa.cipher.seal(iv, &aad[..length], plaintext)
+    if sa.esn {
+        let (aad, length) = esn_aad(sa.spi.to_be_bytes(), iv);
+        sa.cipher.seal(iv, &aad[..length], rest);
     } else {
-        sa.cipher.seal(iv, &header[..8], plaintext)
-    };
-    icv.copy_from_slice(&tag);
+        sa.cipher.seal(iv, &header[..8], rest);
+    }
 }
 
 /// SPI and the whole 64-bit sequence number (RFC 4106 section 5).

@@ -318,10 +318,10 @@ fn sealed(dataplane: &Loop, sequence: u32, mut plaintext: Vec<u8>) -> Vec<u8> {
     let mut octets = dataplane.spi.to_be_bytes().to_vec();
     octets.extend_from_slice(&sequence.to_be_bytes());
     let iv = [9, 9, 9, 9, 0, 0, 0, sequence as u8];
-    let icv = Cipher::new(suite, &keymat).unwrap().seal(iv, &octets, &mut plaintext);
+    plaintext.resize(plaintext.len() + ICV_LENGTH, 0);
+    Cipher::new(suite, &keymat).unwrap().seal(iv, &octets, &mut plaintext);
     octets.extend_from_slice(&iv);
     octets.extend_from_slice(&plaintext);
-    octets.extend_from_slice(&icv);
     octets
 }
 

@@ -4,6 +4,8 @@
 #![deny(clippy::undocumented_unsafe_blocks)]
 #![deny(unsafe_op_in_unsafe_fn)]
 
+pub mod aead;
+pub mod checksum;
 mod clock;
 mod control;
 mod decap_driver;

@@ -22,15 +22,18 @@ impl Dataplane {
     #[new]
     #[pyo3(signature = (*, aead_backend = "auto"))]
     fn new(aead_backend: &str) -> PyResult<PyClassInitializer<Self>> {
-        if !matches!(aead_backend, "auto" | "ring") {
-            return Err(PyValueError::new_err(format!("aead_backend: {aead_backend:?} is none of auto, ring")));
+        // Of the whole process, for keys that are made from here on.
+        match aead_backend {
+            "auto" => dsvpn_io::aead::install(),
+            "ring" => dsvpn_dataplane::kernel::set_kernel(None),
+            _ => return Err(PyValueError::new_err(format!("aead_backend: {aead_backend:?} is none of auto, ring"))),
         }
         let core = Arc::new(Core::default());
         let engine = Engine::new(Arc::clone(&core)).map_err(raise)?;
         Ok(PyClassInitializer::from(Tables { core, null: false }).add_subclass(Self { engine }))
     }
 
-    /// The backend that runs, for people: "ring (VAES+AVX2)".
+    /// The backend that new keys get, for people: "dsvpn (VAES+AVX2)", "ring (VAES+AVX2)".
     #[getter]
     fn aead_backend(&self) -> &'static str {
         dsvpn_dataplane::backend()

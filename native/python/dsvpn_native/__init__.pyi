@@ -109,7 +109,7 @@ class Dataplane(Tables):
     def __new__(cls, *, aead_backend: str = "auto") -> Dataplane: ...
     @property
     def aead_backend(self) -> str:
-        """The backend that runs, for people: "ring (VAES+AVX2)"."""
+        """The backend that new keys get, for people: "dsvpn (VAES+AVX2)", "ring (VAES+AVX2)"."""
 
     # -- descriptors ---------------------------------------------------------------------------------------
     def add_tunnel(

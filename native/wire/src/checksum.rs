@@ -4,6 +4,28 @@
 //! A *partial sum* is a `u64` of words in the processor's byte order: the sum is the same in any order but for the
 //! position of the octets in the result (RFC 1071 section 2 (B)), so that nothing is swapped on the way.
 
+use std::sync::OnceLock;
+
+/// The sums of long runs of octets by wider vectors than every processor has: what a crate that may ask the processor
+/// gives to this one, which has no unsafe code.
+#[derive(Debug)]
+pub struct Wide {
+    /// As [`add_plain`].
+    pub add: fn(u64, &[u8]) -> u64,
+    /// As [`copy_and_add_plain`].
+    pub copy_and_add: fn(u64, &mut [u8], &[u8]) -> u64,
+}
+
+static WIDE: OnceLock<&'static Wide> = OnceLock::new();
+
+/// Octets from which on the call is worth it.
+const LONG: usize = 256;
+
+/// Use wider vectors from here on. The first call counts.
+pub fn set_wide(wide: &'static Wide) {
+    WIDE.get_or_init(|| wide);
+}
+
 /// A field in network order as a term of a partial sum.
 #[inline]
 pub const fn word(field: u16) -> u64 {
@@ -19,13 +41,13 @@ pub const fn long(field: u32) -> u64 {
 const LANES: usize = 8;
 const BLOCK: usize = LANES * 8;
 
-#[inline]
+#[inline(always)]
 fn halves(word: u64) -> u64 {
     (word & 0xffff_ffff) + (word >> 32)
 }
 
 /// The terms of fewer octets than a block.
-#[inline]
+#[inline(always)]
 fn tail(mut sum: u64, rest: &[u8]) -> u64 {
     let (words, rest) = rest.as_chunks::<8>();
     for octets in words {
@@ -49,6 +71,24 @@ fn tail(mut sum: u64, rest: &[u8]) -> u64 {
 /// Add octets to a partial sum. They begin at an even offset of what is summed.
 #[inline]
 pub fn add(sum: u64, octets: &[u8]) -> u64 {
+    match WIDE.get() {
+        Some(wide) if octets.len() >= LONG => (wide.add)(sum, octets),
+        _ => add_plain(sum, octets),
+    }
+}
+
+/// Copy octets and add them to a partial sum in one pass. Both slices have one length.
+#[inline]
+pub fn copy_and_add(sum: u64, to: &mut [u8], from: &[u8]) -> u64 {
+    match WIDE.get() {
+        Some(wide) if to.len() >= LONG => (wide.copy_and_add)(sum, to, from),
+        _ => copy_and_add_plain(sum, to, from),
+    }
+}
+
+/// [`add`] with the vectors that the function it is inlined to may use.
+#[inline(always)]
+pub fn add_plain(sum: u64, octets: &[u8]) -> u64 {
     let mut lanes = [0u64; LANES];
     let (blocks, rest) = octets.as_chunks::<BLOCK>();
     for block in blocks {
@@ -60,9 +100,9 @@ pub fn add(sum: u64, octets: &[u8]) -> u64 {
     shorten(tail(sum + lanes.iter().sum::<u64>(), rest))
 }
 
-/// Copy octets and add them to a partial sum in one pass. Both slices have one length.
-#[inline]
-pub fn copy_and_add(sum: u64, to: &mut [u8], from: &[u8]) -> u64 {
+/// [`copy_and_add`] with the vectors that the function it is inlined to may use.
+#[inline(always)]
+pub fn copy_and_add_plain(sum: u64, to: &mut [u8], from: &[u8]) -> u64 {
     let length = to.len().min(from.len());
     let (to, from) = (&mut to[..length], &from[..length]);
     let mut lanes = [0u64; LANES];

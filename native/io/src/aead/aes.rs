@@ -7,7 +7,7 @@ use std::arch::x86_64::{
 
 use dsvpn_dataplane::kernel::MAX_ROUND_KEYS;
 
-use super::memory::load_block;
+use super::memory::{load_block, pin};
 
 /// Expand a key of 16 or 32 octets to 11 or 15 round keys (FIPS 197 section 5.2).
 ///
@@ -62,5 +62,6 @@ pub(super) fn round<const N: usize>(states: &mut [__m256i; N], key: &[u8; 16]) {
     let key = round_key(key);
     for state in states {
         *state = _mm256_aesenc_epi128(*state, key);
+        pin(state);
     }
 }

@@ -6,14 +6,13 @@
 
 use std::arch::x86_64::{
     __m128i, __m256i, _mm_clmulepi64_si128, _mm_set_epi8, _mm_set_epi64x, _mm_shuffle_epi8, _mm_shuffle_epi32,
-    _mm_unpackhi_epi64, _mm_xor_si128, _mm256_broadcastsi128_si256, _mm256_castsi256_si128,
-    _mm256_clmulepi64_epi128, _mm256_extracti128_si256, _mm256_setzero_si256, _mm256_shuffle_epi8,
-    _mm256_shuffle_epi32, _mm256_xor_si256,
+    _mm_unpackhi_epi64, _mm_xor_si128, _mm256_broadcastsi128_si256, _mm256_castsi256_si128, _mm256_clmulepi64_epi128,
+    _mm256_extracti128_si256, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_shuffle_epi32, _mm256_xor_si256,
 };
 
 use dsvpn_dataplane::kernel::{GcmKey, POWERS};
 
-use super::memory::{load_block, load_pair, load_two, store_block};
+use super::memory::{load_block, load_neighbours, load_two, pin, store_block};
 
 /// Exchanges the halves of a block.
 const SWAP: i32 = 0x4e;
@@ -53,14 +52,35 @@ pub(super) struct PowerPair {
     middle: __m256i,
 }
 
-/// H^exponent for the low lane and the next lower power for the high lane. H^0 is zero here: what lies in its lane does not count.
-#[target_feature(enable = "avx2")]
-#[inline]
-pub(super) fn power_pair(key: &GcmKey, exponent: usize) -> PowerPair {
-    let at = POWERS - exponent;
-    let power: &[[u8; 16]; 2] = key.powers[at..at + 2].try_into().unwrap();
-    let middle: &[[u8; 16]; 2] = key.middles[at..at + 2].try_into().unwrap();
-    PowerPair { power: load_pair(flat(power)), middle: load_pair(flat(middle)) }
+/// Powers that follow each other downwards, in their places of a key.
+#[derive(Clone, Copy)]
+pub(super) struct Powers<'k, const N: usize> {
+    powers: &'k [[u8; 16]; N],
+    middles: &'k [[u8; 16]; N],
+}
+
+impl<'k, const N: usize> Powers<'k, N> {
+    /// H^exponent and the N - 1 next lower ones. H^0 is zero here: what is multiplied by it does not count.
+    #[inline]
+    pub(super) fn down_from(key: &'k GcmKey, exponent: usize) -> Self {
+        let powers = key.powers[POWERS - exponent..].first_chunk();
+        let middles = key.middles[POWERS - exponent..].first_chunk();
+        match (powers, middles) {
+            (Some(powers), Some(middles)) => Self { powers, middles },
+            _ => unreachable!("a key holds the powers from H^{POWERS} to H^0"),
+        }
+    }
+
+    /// A pair of them: the powers at `2 * index` (low lane) and the next.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    pub(super) fn pair(&self, index: usize) -> PowerPair {
+        let at = 2 * index;
+        PowerPair {
+            power: load_neighbours(&self.powers[at..at + 2]),
+            middle: load_neighbours(&self.middles[at..at + 2]),
+        }
+    }
 }
 
 /// Powers of H that do not follow each other.
@@ -72,11 +92,6 @@ pub(super) fn powers_apart(key: &GcmKey, low: usize, high: usize) -> PowerPair {
         power: load_two(&key.powers[low], &key.powers[high]),
         middle: load_two(&key.middles[low], &key.middles[high]),
     }
-}
-
-#[inline]
-fn flat(pair: &[[u8; 16]; 2]) -> &[u8; 32] {
-    bytemuck::cast_ref(pair)
 }
 
 impl Products {
@@ -101,6 +116,8 @@ impl Products {
     pub(super) fn add_outer(&mut self, pair: __m256i, powers: PowerPair) {
         self.low = _mm256_xor_si256(self.low, _mm256_clmulepi64_epi128::<0x00>(pair, powers.power));
         self.high = _mm256_xor_si256(self.high, _mm256_clmulepi64_epi128::<0x11>(pair, powers.power));
+        pin(&mut self.low);
+        pin(&mut self.high);
     }
 
     /// The products of the sums of halves.
@@ -109,6 +126,7 @@ impl Products {
     pub(super) fn add_middle(&mut self, pair: __m256i, powers: PowerPair) {
         let sums = _mm256_xor_si256(pair, _mm256_shuffle_epi32::<SWAP>(pair));
         self.middle = _mm256_xor_si256(self.middle, _mm256_clmulepi64_epi128::<0x00>(sums, powers.middle));
+        pin(&mut self.middle);
     }
 
     /// The reduced sum of both lanes.

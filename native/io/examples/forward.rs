@@ -1,0 +1,242 @@
+//! Whole encapsulation and decapsulation, memory to memory on one core, with ring and with the kernel in turn: packets
+//! and bits of inner packets per second, the better 95 % and the median of rounds, and the ratio of medians.
+//!
+//! `cargo run --release -p dsvpn-io --example forward`
+
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dsvpn_dataplane::kernel::{Kernel, set_kernel};
+use dsvpn_dataplane::*;
+use dsvpn_io::aead;
+use dsvpn_wire::checksum;
+use dsvpn_wire::virtio::{self, VirtioNetHeader};
+
+const OURS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const THEIRS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
+
+fn tcp_packet(length: usize, sequence: u32) -> Vec<u8> {
+    let mut octets = vec![0u8; length];
+    octets[0] = 0x45;
+    octets[2..4].copy_from_slice(&(length as u16).to_be_bytes());
+    octets[6..10].copy_from_slice(&[0x40, 0, 64, 6]);
+    octets[12..20].copy_from_slice(&[10, 0, 0, 1, 10, 1, 0, 1]);
+    octets[20..24].copy_from_slice(&[0x30, 0x39, 0x14, 0x51]);
+    octets[24..28].copy_from_slice(&sequence.to_be_bytes());
+    octets[32..34].copy_from_slice(&[0x50, 0x10]);
+    let sum = checksum::finish(checksum::add(0, &octets[..20]));
+    octets[10..12].copy_from_slice(&sum);
+    octets
+}
+
+struct Case {
+    name: &'static str,
+    arena: Vec<u8>,
+    packets: Vec<PacketMeta>,
+}
+
+fn singles(name: &'static str, length: usize, count: usize) -> Case {
+    let mut arena = Vec::new();
+    let mut packets = Vec::new();
+    for index in 0..count {
+        let octets = tcp_packet(length, (index * (length - 40)) as u32);
+        packets.push(PacketMeta { offset: arena.len() as u32, length: length as u32, ..PacketMeta::default() });
+        arena.extend_from_slice(&octets);
+    }
+    Case { name, arena, packets }
+}
+
+fn superpackets(name: &'static str, count: usize) -> Case {
+    let mut case = singles(name, 40 + 1384 * 45, count);
+    for packet in &mut case.packets {
+        packet.virtio = VirtioNetHeader {
+            flags: virtio::NEEDS_CSUM,
+            gso_type: virtio::GSO_TCPV4,
+            hdr_len: 40,
+            gso_size: 1384,
+            csum_start: 20,
+            csum_offset: 16,
+        };
+    }
+    case
+}
+
+/// One data plane that sends to itself.
+struct Bench {
+    writer: TablesWriter,
+    reader: TablesReader,
+    encap: Encap,
+    decap: Decap,
+    send: Vec<u8>,
+    batch: SendBatch,
+    replies: TunBatch,
+    tun: TunBatch,
+    datagrams: Vec<Datagram>,
+    /// Nanoseconds per packet of each round.
+    times: [Vec<f64>; 2],
+}
+
+impl Bench {
+    fn new(suite: Suite, kernel: Option<&'static Kernel>) -> Self {
+        set_kernel(kernel);
+        let shared = Arc::new(Shared::default());
+        let (mut writer, reader) = tables();
+        let keymat: Vec<u8> = (0..suite.keymat_length() as u8).collect();
+        writer.add_tunnel(0, TunnelConfig { key: Some(42), ..TunnelConfig::default() }).unwrap();
+        let adjacency = AdjacencyConfig {
+            tunnel: 0,
+            encapsulation: Encapsulation::Udp,
+            local: Some(OURS),
+            remote: THEIRS,
+            remote_port: 4500,
+            mtu: 1430,
+        };
+        writer.set_adjacency(1, adjacency).unwrap();
+        writer.set_next_hop(1, Some(1), false).unwrap();
+        writer.set_route(0, "10.1.0.0/16".parse().unwrap(), 1).unwrap();
+        let spi = writer.allocate_spi(7).unwrap();
+        writer.add_inbound_sa(spi, suite, &keymat, &[1], false, 1024).unwrap();
+        writer.set_outbound_sa(spi, suite, &keymat, &[1], false).unwrap();
+        writer.commit();
+        Self {
+            writer,
+            reader,
+            encap: Encap::new(Arc::clone(&shared), EncapConfig::default()),
+            decap: Decap::new(shared, DecapConfig::default()),
+            send: vec![0; 256 * 1024],
+            batch: SendBatch::new(),
+            replies: TunBatch::new(),
+            tun: TunBatch::new(),
+            datagrams: Vec::new(),
+            times: Default::default(),
+        }
+    }
+
+    /// Some vectors; the packets and inner octets of one.
+    fn round(&mut self, case: &Case) -> (u64, u64) {
+        let tables = self.reader.enter().unwrap();
+        let (mut there, mut back) = (Duration::ZERO, Duration::ZERO);
+        let (mut segments, mut octets) = (0, 0);
+        let vectors = 16;
+        for _ in 0..vectors {
+            let start = Instant::now();
+            let progress = self.encap.run(
+                &tables,
+                0,
+                &case.arena,
+                &case.packets,
+                &mut self.send,
+                &mut self.batch,
+                &mut self.replies,
+                1,
+            );
+            there += start.elapsed();
+            assert_eq!(progress.consumed, case.packets.len());
+            self.datagrams.clear();
+            self.datagrams.extend(self.batch.messages.iter().map(|message| Datagram {
+                offset: message.offset,
+                length: message.length,
+                segment_size: message.segment_size,
+                kind: DatagramKind::UdpNat,
+                local: Some(OURS),
+                local_port: 4500,
+                remote: THEIRS,
+                remote_port: 4500,
+            }));
+            let start = Instant::now();
+            self.decap.run(&tables, &mut self.send, &self.datagrams, &mut self.tun, 1);
+            back += start.elapsed();
+            segments = self.batch.messages.iter().map(|message| u64::from(message.segments)).sum();
+            octets = self.tun.packets.iter().map(|packet| u64::from(packet.length) - 10).sum();
+            black_box(&self.tun);
+            self.batch.clear();
+            self.tun.clear();
+            self.replies.clear();
+        }
+        assert!(segments > 0 && octets > 0);
+        for (times, time) in self.times.iter_mut().zip([there, back]) {
+            times.push(time.as_nanos() as f64 / (vectors * segments) as f64);
+        }
+        (segments, octets)
+    }
+}
+
+/// The 5th and the 50th percentile.
+fn percentiles(times: &mut [f64]) -> (f64, f64) {
+    times.sort_by(f64::total_cmp);
+    (times[times.len() / 20], times[times.len() / 2])
+}
+
+fn measure(case: &Case, suite: Suite) {
+    let mut benches = [Bench::new(suite, None), Bench::new(suite, aead::kernel())];
+    let (mut segments, mut octets) = (0, 0);
+    for round in 0..400 {
+        for bench in &mut benches {
+            (segments, octets) = bench.round(case);
+            if round < 40 {
+                bench.times.iter_mut().for_each(Vec::clear);
+            }
+        }
+    }
+    for (index, direction) in ["encap", "decap"].into_iter().enumerate() {
+        let [ring, ours] = &mut benches;
+        let (ring, ours) = (percentiles(&mut ring.times[index]), percentiles(&mut ours.times[index]));
+        let mpps = |nanoseconds: f64| 1e3 / nanoseconds;
+        let gbps = |nanoseconds: f64| octets as f64 * 8.0 / segments as f64 / nanoseconds;
+        println!(
+            "{:<16} {:<12} {direction}  ring {:6.2} {:6.2} Mpps {:5.1} {:5.1} Gb/s   kernel {:6.2} {:6.2} Mpps {:5.1} {:5.1} Gb/s   x{:.2}",
+            case.name,
+            suite.name(),
+            mpps(ring.0),
+            mpps(ring.1),
+            gbps(ring.0),
+            gbps(ring.1),
+            mpps(ours.0),
+            mpps(ours.1),
+            gbps(ours.0),
+            gbps(ours.1),
+            ring.1 / ours.1,
+        );
+    }
+    for bench in &mut benches {
+        bench.writer.commit();
+    }
+}
+
+/// Seven of 64 octets, four of 576, one of 1424: the simple IMIX.
+fn imix() -> Case {
+    let mut case = Case { name: "IMIX x 240", arena: Vec::new(), packets: Vec::new() };
+    for index in 0..240 {
+        let length = match index * 5 % 12 {
+            0 => 1424,
+            1..=4 => 576,
+            _ => 64,
+        };
+        let octets = tcp_packet(length, (index * 1000) as u32);
+        let offset = case.arena.len() as u32;
+        case.packets.push(PacketMeta { offset, length: length as u32, ..PacketMeta::default() });
+        case.arena.extend_from_slice(&octets);
+    }
+    case
+}
+
+fn main() {
+    if cfg!(debug_assertions) {
+        eprintln!("a debug build: the figures mean nothing");
+    }
+    let Some(kernel) = aead::kernel() else {
+        eprintln!("this processor has no kernel: nothing to compare");
+        return;
+    };
+    println!("{} against {}", kernel.name, backend());
+    dsvpn_io::checksum::install();
+    let cases =
+        [singles("64 B x 256", 64, 256), imix(), singles("1424 B x 64", 1424, 64), superpackets("64 KB TSO x 2", 2)];
+    for suite in [Suite::Aes128Gcm16, Suite::Aes256Gcm16] {
+        for case in &cases {
+            measure(case, suite);
+        }
+    }
+}
