@@ -26,7 +26,7 @@ from dsvpn.lab.gateways import TUNNEL, GatewayProcess, Settings
 from dsvpn.lab.measure import PLAINTEXT, Echo, Pings, Throughput, iperf, iperf_server, median_rtt, ping
 from dsvpn.lab.report import Report
 from dsvpn.lab.run import Run, wait_until
-from dsvpn.lab.status import data_packets, registrations
+from dsvpn.lab.status import data_packets, nhrp_received, registrations, shortcuts
 from dsvpn.lab.topology import HUB, SITES, SPOKE1, SPOKE2, Topology
 
 #: Octets behind the ICMP header of the pings that are followed on the underlay. Nothing else is as long before iperf3.
@@ -121,9 +121,14 @@ class Scenario:
             switch.by_hub > 0 and moved > 0,
             f"{switch.by_hub} ESP frames of the ping to and from the hub, whose counters moved by {moved} packets",
         )
-        if switch.first_ike is not None:
-            began = (switch.first_ike - switch.first) * 1000
-            report.say(f"IKE between the spokes began {began:.0f} ms after the first packet")
+        self._formation()
+        report.check(
+            "IKE exchange between the spokes",
+            switch.first_ike is not None,
+            "none was seen"
+            if switch.first_ike is None
+            else f"began {(switch.first_ike - switch.first) * 1000:.0f} ms after the first packet",
+        )
         took = switch.seconds
         report.check(
             f"direct path within {_SWITCH_LIMIT:g} s of the first packet",
@@ -144,6 +149,27 @@ class Scenario:
         )
         leaks = holds_plaintext(packets, PLAINTEXT)
         report.check("no user data in clear on the underlay", not leaks, f"the pings' text is in {len(leaks)} packets")
+
+    def _formation(self) -> None:
+        """What the spokes say of the steps that no capture shows, because they go through the tunnel."""
+        spokes = [self.gateways[site.name] for site in (SPOKE1, SPOKE2)]
+        redirects = {spoke.site.name: nhrp_received(spoke, "traffic_indication") for spoke in spokes}
+        self.report.check(
+            "redirect: the hub tells the spokes of a direct path",
+            all(redirects.values()),
+            ", ".join(f"{number} Traffic Indication at {name}" for name, number in redirects.items()),
+        )
+        found = {spoke.site.name: shortcuts(spoke) for spoke in spokes}
+        self.report.check(
+            "resolution: each spoke has the other's LAN as a shortcut",
+            f"{SPOKE2.lan}" in found[SPOKE1.name] and f"{SPOKE1.lan}" in found[SPOKE2.name],
+            ", ".join(
+                f"{name}: {prefix} by {next_hop}"
+                for name, listed in found.items()
+                for prefix, next_hop in listed.items()
+            )
+            or "there is none",
+        )
 
     def _round_trips(self, echoes: tuple[Echo, ...], switched: float) -> None:
         before = median_rtt([echo for echo in echoes if echo.sent + echo.rtt < switched])

@@ -35,6 +35,16 @@ def data_packets(gateway: GatewayProcess) -> int:
     return sum(counters.get("packets_in", 0) + counters.get("packets_out", 0) for counters in traffic)
 
 
+def nhrp_received(gateway: GatewayProcess, kind: str) -> int:
+    """NHRP packets of a kind that a gateway has received."""
+    return int(gateway.show("counters")["nhrp"][TUNNEL].get(f"rx.{kind}", 0))
+
+
+def shortcuts(gateway: GatewayProcess) -> dict[str, str]:
+    """Prefix -> next hop of every shortcut of a gateway."""
+    return {entry["prefix"]: entry["next_hop"] for entry in gateway.show("nhrp")[TUNNEL]["shortcuts"]}
+
+
 def path_to(gateway: GatewayProcess, prefix: str) -> str | None:
     """ "direct", "hub" or "none" for a route of the gateway, None if it has no such route."""
     for route in gateway.show("routes"):
