@@ -30,7 +30,7 @@ def sections(gateway: Gateway, now: float) -> dict[str, Any]:
                     "identity": event.remote_identity,
                     "reason": event.reason,
                 }
-                for when, event in gateway.refused
+                for when, event in gateway.peering.refused
             ],
         },
         "sa": plain(gateway.ike.snapshot(now)),

@@ -1,0 +1,472 @@
+"""Peers come and go: who is called and when, which SA seals, and when traffic may move.
+
+The rule that makes it DSVPN is kept here: every peer that a mapping wants gets its IKE SA and CHILD_SAs by itself, and
+when no mapping wants it any more, peer and SAs go.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from dsvpn.addresses import Address, Endpoint, Path
+from dsvpn.commands import (
+    AddInboundSa,
+    ClearOutboundSa,
+    Command,
+    RemoveAdjacency,
+    RemoveInboundSa,
+    SetAdjacency,
+    SetOutboundSa,
+)
+from dsvpn.config.model import Config
+from dsvpn.gateway.events import Level
+from dsvpn.gateway.ids import IdPool
+from dsvpn.gateway.peers import Child, Peer, PeerTable
+from dsvpn.gateway.tunnel import Tunnel
+from dsvpn.ike import events as ike_events
+from dsvpn.ike.engine import IkeEngine
+from dsvpn.nhrp import events as nhrp_events
+from dsvpn.policy import call_delay, inner_mtu
+
+IKE_PORT = 500
+#: A peer that called but that no mapping wants is let go after this long, seconds.
+UNWANTED_PEER_GRACE = 60.0
+#: A peer that could not be reached is called again after 0.5, 1, 2, … seconds, but not later than this.
+MAX_CALL_BACKOFF = 30.0
+#: INITIAL_CONTACT ends older IKE SAs of the same peer. Ends that call each other at once both send it: SAs as young as
+#: this are spared (seconds), or each would end the other's.
+INITIAL_CONTACT_SPARES = 5.0
+#: A peer that has called gets traffic once something came from it, or after this long: by then it has our answer even
+#: if that was lost and asked for again three times (seconds).
+CONFIRMATION_DELAY = 3.0
+#: Refused callers that `dsvpn show peers` remembers.
+MAX_REFUSED = 64
+#: RFC 3948 section 4 leaves the interval to the sender; 20 s is under the shortest UDP timers of common NATs.
+KEEPALIVE_INTERVAL = 20.0
+
+
+class Peering:
+    """The peers of a gateway and their SAs.
+
+    `emit` takes commands, `report` events for people; `adopt(peer, now)` gives a peer that has just come up the
+    mappings that were waiting for a call from there.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        ike: IkeEngine,
+        tunnels: dict[str, Tunnel],
+        *,
+        emit: Callable[[Command], None],
+        report: Callable[[Level, str, str], None],
+        adopt: Callable[[Peer, float], None],
+    ) -> None:
+        self.config = config
+        self.ike = ike
+        self.tunnels = tunnels
+        self.peers = PeerTable()
+        self.refused: deque[tuple[float, ike_events.IkeAuthenticationRefused]] = deque(maxlen=MAX_REFUSED)
+        self.closing = False
+        self._emit = emit
+        self._report = report
+        self._adopt = adopt
+        self._adjacency_ids = IdPool()
+        #: When to call a peer, when to let go of one that nothing wants, when to believe that one takes traffic.
+        self._calls: dict[Peer, float] = {}
+        self._farewells: dict[Peer, float] = {}
+        self._confirmations: dict[Peer, float] = {}
+        self._established: dict[int, float] = {}
+        self._initiated: set[int] = set()
+        self._keepalive_at: float | None = None
+
+    # -- time ------------------------------------------------------------------------------------------------
+
+    @property
+    def awaits_packet(self) -> bool:
+        """Whether traffic waits for the first packet of a peer that has called."""
+        return bool(self._confirmations)
+
+    def timers(self) -> Iterable[float]:
+        """When `handle_timer` or `keepalives` has something to do."""
+        yield from self._calls.values()
+        yield from self._farewells.values()
+        yield from self._confirmations.values()
+        if self._keepalive_at is not None:
+            yield self._keepalive_at
+
+    def handle_timer(self, now: float) -> None:
+        """Call, confirm and let go of whom it is time for."""
+        for peer in _due(self._calls, now):
+            # What is done for one peer may have settled another's.
+            if self._calls.pop(peer, None) is not None:
+                self._call(peer, now)
+        for peer in _due(self._confirmations, now):
+            self.confirm(peer)
+        for peer in _due(self._farewells, now):
+            if self._farewells.pop(peer, None) is not None and not peer.needs:
+                self._remove_peer(peer, "no mapping wants it", now)
+
+    def keepalives(self, now: float) -> list[Path]:
+        """Paths whose NAT binding has to be refreshed (RFC 3948 section 4)."""
+        if self._keepalive_at is None or now < self._keepalive_at:
+            return []
+        paths = [peer.path for peer in self.peers if peer.up and peer.local_nat and peer.path is not None]
+        self._keepalive_at = now + KEEPALIVE_INTERVAL if paths else None
+        return paths
+
+    # -- what was heard --------------------------------------------------------------------------------------
+
+    def heard_nhrp(self, peer: Peer) -> None:
+        """An NHRP packet came from the peer through its SA."""
+        if peer in self._confirmations:
+            self.confirm(peer)
+
+    def heard_data(self, peer: Peer, now: float) -> None:
+        """Data came from the peer through its SA: it lives, and it has an SA that we have too."""
+        if not peer.confirmed and peer in self._confirmations:
+            self.confirm(peer)
+        for ike_sa in peer.ike_sas:
+            self.ike.note_traffic(ike_sa, now)
+
+    def unwanted_until_mapped(self, peer: Peer, now: float) -> None:
+        """Let go of a peer after a while, unless a mapping wants it by then."""
+        self._farewells[peer] = now + UNWANTED_PEER_GRACE
+
+    def needed(self, peer: Peer, tunnel: Tunnel, event: nhrp_events.MappingAdded) -> None:
+        """A mapping wants this peer."""
+        peer.needs[(tunnel.name, event.protocol)] = event.kind
+        self._farewells.pop(peer, None)
+
+    # -- peers -----------------------------------------------------------------------------------------------
+
+    def make_peer(self, profile: str | None, nbma: Address, private_nbma: Address | None) -> Peer:
+        """A new peer with an adjacency in every tunnel of its profile."""
+        adjacencies = {
+            tunnel.name: self._adjacency_ids.take() for tunnel in self.tunnels.values() if tunnel.profile == profile
+        }
+        peer = Peer(profile, nbma, adjacencies, private_nbma)
+        self.peers.add(peer)
+        return peer
+
+    def want(self, peer: Peer, tunnel: Tunnel, event: nhrp_events.MappingAdded, now: float) -> None:
+        """A mapping wants this peer: bring it up unless it is, or is about to be."""
+        if peer.up or self.closing:
+            return
+        if peer.profile is None:
+            self.raise_plain(peer, now)
+        elif peer.calls and peer.attempt is None and not peer.ike_sas and peer not in self._calls:
+            delay = 0.0
+            if event.kind == "resolved":
+                delay = call_delay(
+                    tunnel.config.addresses[0].ip,
+                    event.protocol,
+                    any(other.local_nat for other in self.peers if other.up),
+                    event.private_nbma != event.nbma,
+                )
+            self._calls[peer] = now + delay
+
+    def call_wanted(self, tunnel: Tunnel, now: float) -> None:
+        """The tunnel has a source: call whom its mappings want."""
+        for mapping in tunnel.mappings.values():
+            if mapping.peer is not None:
+                self.want(mapping.peer, tunnel, mapping.event, now)
+
+    def _call(self, peer: Peer, now: float) -> None:
+        if peer.up or peer.attempt is not None or not peer.calls or peer.profile is None or self.closing:
+            return
+        source = next((tunnel.source for tunnel in self._tunnels_of(peer) if tunnel.source is not None), None)
+        if source is None:
+            return
+        path = Path(Endpoint(source, IKE_PORT), Endpoint(peer.nbma, IKE_PORT))
+        peer.attempt = self.ike.initiate(peer.profile, path, now)
+        self.peers.bind_ike_sa(peer.attempt, peer)
+
+    def _call_again(self, peer: Peer, now: float) -> None:
+        if peer.calls and not peer.up and not self.closing:
+            self._calls[peer] = now + min(0.5 * 2**peer.failures, MAX_CALL_BACKOFF)
+            peer.failures = min(peer.failures + 1, 16)
+
+    def raise_plain(self, peer: Peer, now: float) -> None:
+        """Plain GRE needs no SA: such a peer is up at once."""
+        source = next((tunnel.source for tunnel in self._tunnels_of(peer) if tunnel.source is not None), None)
+        if source is None:
+            return
+        peer.path = Path(Endpoint(source, 0), Endpoint(peer.nbma, 0))
+        peer.since = now
+        peer.confirmed = True
+        self._set_adjacencies(peer)
+        self._peer_up(peer, now)
+
+    def restart(self, peer: Peer, reason: str, now: float) -> None:
+        """Make the path to a peer anew."""
+        if peer.profile is None:
+            if peer.path is not None:
+                peer.path = None
+                self._peer_down(peer, now)
+            if peer.needs:
+                self.raise_plain(peer, now)
+            return
+        for ike_sa in [*peer.ike_sas, *([] if peer.attempt is None else [peer.attempt])]:
+            self.ike.delete(ike_sa, now, reason)
+        self.drain(now)
+        self._calls.pop(peer, None)
+        if peer.calls:
+            self._calls[peer] = now
+
+    def release(self, peer: Peer, tunnel: Tunnel, protocol: Address, now: float) -> None:
+        """A mapping wants this peer no more; without any, peer and SAs go."""
+        peer.needs.pop((tunnel.name, protocol), None)
+        if not peer.needs:
+            self._remove_peer(peer, "no mapping wants it", now)
+
+    def _remove_peer(self, peer: Peer, reason: str, now: float) -> None:
+        self._calls.pop(peer, None)
+        self._farewells.pop(peer, None)
+        for ike_sa in [*peer.ike_sas, *([] if peer.attempt is None else [peer.attempt])]:
+            self.ike.delete(ike_sa, now, reason)
+        self.drain(now)
+        # Deleting the SAs may have found the peer anew in somebody's needs or queued a farewell: it is going anyway.
+        self._calls.pop(peer, None)
+        self._farewells.pop(peer, None)
+        if peer.profile is None and peer.path is not None:
+            peer.path = None
+            self._peer_down(peer, now)
+        self.peers.remove(peer)
+        for adjacency in peer.adjacencies.values():
+            self._emit(RemoveAdjacency(adjacency))
+            self._adjacency_ids.give(adjacency)
+
+    def _tunnels_of(self, peer: Peer) -> list[Tunnel]:
+        return [self.tunnels[name] for name in peer.adjacencies]
+
+    def _peer_up(self, peer: Peer, now: float) -> None:
+        for name, adjacency in peer.adjacencies.items():
+            self.tunnels[name].nhrp.peer_up(peer.nbma, adjacency, now)
+        self._peer_changed(peer)
+
+    def confirm(self, peer: Peer) -> None:
+        """The peer takes what is sent to it, also on the CHILD_SA that it made last."""
+        self._confirmations.pop(peer, None)
+        pending, peer.pending = peer.pending, None
+        if pending is not None and pending in peer.children:
+            self._seal_with(peer, peer.children[pending])
+        if not peer.confirmed:
+            peer.confirmed = True
+            self._peer_changed(peer)
+
+    def _peer_down(self, peer: Peer, now: float) -> None:
+        peer.since = None
+        peer.confirmed = False
+        peer.pending = None
+        self._confirmations.pop(peer, None)
+        self._peer_changed(peer)
+        for name, adjacency in peer.adjacencies.items():
+            self.tunnels[name].nhrp.peer_down(adjacency, now)
+
+    def _peer_changed(self, peer: Peer) -> None:
+        for name, protocol in peer.needs:
+            self.tunnels[name].peer_changed(protocol)
+
+    # -- IKE -------------------------------------------------------------------------------------------------
+
+    def drain(self, now: float) -> bool:
+        """Act on the IKE engine's events; False when there was none."""
+        progress = False
+        while (event := self.ike.next_event()) is not None:
+            progress = True
+            self._on_ike(event, now)
+        return progress
+
+    def _on_ike(self, event: ike_events.Event, now: float) -> None:
+        match event:
+            case ike_events.IkeSaEstablished():
+                self._on_ike_established(event, now)
+            case ike_events.IkeSaFailed(ike_sa, _, path, reason):
+                peer = self.peers.by_ike_sa(ike_sa)
+                self._report("warning", "ike_failed", f"IKE with {path.remote.address} failed: {reason}")
+                self.peers.unbind_ike_sa(ike_sa)
+                if peer is not None:
+                    peer.attempt = None
+                    peer.last_error = reason
+                    self._call_again(peer, now)
+            case ike_events.IkeAuthenticationRefused(profile, path, identity, reason):
+                self.refused.append((now, event))
+                self._report(
+                    "warning",
+                    "ike_refused",
+                    f"{identity} at {path.remote.address} refused by profile {profile}: {reason}",
+                )
+            case ike_events.IkeSaDeleted(ike_sa, reason):
+                self._on_ike_deleted(ike_sa, reason, now)
+            case ike_events.ChildSaEstablished():
+                self._on_child(event, now)
+            case ike_events.ChildSaOutboundReady(ike_sa, inbound_spi):
+                peer = self.peers.by_ike_sa(ike_sa)
+                if peer is not None and inbound_spi in peer.children:
+                    peer.children[inbound_spi].ready = True
+                    self._seal_with(peer, peer.children[inbound_spi])
+            case ike_events.ChildSaDeleted(ike_sa, inbound_spi, _):
+                self._on_child_deleted(ike_sa, inbound_spi, now)
+            case ike_events.IkePathChanged(ike_sa, path):
+                self._on_path(ike_sa, path)
+            case ike_events.IkeSaRekeyed(ike_sa):
+                self._report("debug", "ike_rekeyed", f"IKE SA {ike_sa} rekeyed")
+
+    def _on_ike_established(self, event: ike_events.IkeSaEstablished, now: float) -> None:
+        remote = event.path.remote.address
+        peer = self.peers.by_ike_sa(event.ike_sa)
+        if peer is None:
+            peer = self.peers.for_caller(event.profile, remote, event.remote_identity, event.remote_claimed)
+            if peer is None:
+                peer = self.make_peer(event.profile, remote, event.remote_claimed)
+                self._farewells[peer] = now + UNWANTED_PEER_GRACE
+            self.peers.bind_ike_sa(event.ike_sa, peer)
+        if event.initiator:
+            peer.attempt = None
+        elif peer.attempt is not None and event.remote_nat:
+            # The peer has called through its NAT: nobody answers the call in the other direction.
+            self.ike.delete(peer.attempt, now, "the peer has called")
+        self._calls.pop(peer, None)
+        if event.initial_contact:
+            for older in [sa for sa in peer.ike_sas if now - self._established[sa] > INITIAL_CONTACT_SPARES]:
+                self.ike.delete(older, now, "the peer has started anew")
+        peer.ike_sas.append(event.ike_sa)
+        peer.identity = event.remote_identity
+        if event.remote_claimed is not None:
+            peer.private_nbma = event.remote_claimed
+        peer.local_nat, peer.remote_nat = event.local_nat, event.remote_nat
+        peer.failures = 0
+        peer.last_error = ""
+        self._established[event.ike_sa] = now
+        if event.initiator:
+            self._initiated.add(event.ike_sa)
+        role = "initiator" if event.initiator else "responder"
+        self._report("info", "ike_established", f"IKE SA with {peer.identity} at {remote} established ({role})")
+        if event.local_nat and self._keepalive_at is None:
+            self._keepalive_at = now + KEEPALIVE_INTERVAL
+
+    def _on_ike_deleted(self, ike_sa: int, reason: str, now: float) -> None:
+        peer = self.peers.by_ike_sa(ike_sa)
+        self.peers.unbind_ike_sa(ike_sa)
+        self._established.pop(ike_sa, None)
+        self._initiated.discard(ike_sa)
+        if peer is None:
+            return
+        self._report("info", "ike_deleted", f"IKE SA with {peer.identity} at {peer.nbma} deleted: {reason}")
+        if ike_sa in peer.ike_sas:
+            peer.ike_sas.remove(ike_sa)
+        if peer.attempt == ike_sa:
+            peer.attempt = None
+        if peer.ike_sas:
+            return
+        peer.last_error = reason
+        self._call_again(peer, now)
+        if not peer.needs:
+            self._farewells.setdefault(peer, now)
+
+    def _on_child(self, event: ike_events.ChildSaEstablished, now: float) -> None:
+        peer = self.peers.by_ike_sa(event.ike_sa)
+        if peer is None:
+            return
+        child = Child(
+            inbound_spi=event.inbound_spi,
+            outbound_spi=event.outbound_spi,
+            suite=event.suite,
+            outbound_keymat=event.outbound_keymat,
+            esn=event.esn,
+            encapsulation="udp" if event.udp_encapsulation else "esp",
+            path=event.path,
+            ready=event.outbound_ready,
+            ike_sa=event.ike_sa,
+        )
+        peer.children[event.inbound_spi] = child
+        was_up = peer.up
+        if not was_up:
+            self._use_path(peer, child)
+        self._emit(
+            AddInboundSa(
+                event.inbound_spi,
+                event.suite,
+                event.inbound_keymat,
+                tuple(peer.adjacencies.values()),
+                event.esn,
+                self.config.ipsec[event.profile].replay_window,
+            )
+        )
+        called = event.ike_sa not in self._initiated and event.replaces is None
+        if called:
+            # We have keys before the caller has our answer: what is sealed for it at once may come too early.
+            self._confirmations[peer] = now + CONFIRMATION_DELAY
+        if called and was_up:
+            peer.pending = child.inbound_spi
+        elif child.ready:
+            peer.confirmed = not called
+            self._seal_with(peer, child)
+        if peer.up and not was_up:
+            peer.since = now
+            self._adopt(peer, now)
+            self._peer_up(peer, now)
+
+    def _seal_with(self, peer: Peer, child: Child) -> None:
+        self._use_path(peer, child)
+        peer.current = child.inbound_spi
+        self._emit(
+            SetOutboundSa(
+                child.outbound_spi, child.suite, child.outbound_keymat, tuple(peer.adjacencies.values()), child.esn
+            )
+        )
+
+    def _on_child_deleted(self, ike_sa: int, inbound_spi: int, now: float) -> None:
+        self._emit(RemoveInboundSa(inbound_spi))
+        peer = self.peers.by_ike_sa(ike_sa)
+        if peer is None:
+            return
+        peer.children.pop(inbound_spi, None)
+        if peer.current != inbound_spi:
+            return
+        child = peer.best_child()
+        if child is not None:
+            self._seal_with(peer, child)
+            return
+        peer.current = None
+        self._peer_down(peer, now)
+        for adjacency in peer.adjacencies.values():
+            self._emit(ClearOutboundSa(adjacency))
+
+    def _on_path(self, ike_sa: int, path: Path) -> None:
+        peer = self.peers.by_ike_sa(ike_sa)
+        if peer is None:
+            return
+        self._report("info", "peer_moved", f"{peer.identity} is at {path.remote.address} port {path.remote.port}")
+        for child in peer.children.values():
+            if child.ike_sa == ike_sa:
+                child.path = path
+        if peer.nbma != path.remote.address:
+            self.peers.move(peer, path.remote.address)
+        if peer.current is not None and peer.children[peer.current].ike_sa == ike_sa:
+            self._use_path(peer, peer.children[peer.current])
+
+    def _use_path(self, peer: Peer, child: Child) -> None:
+        path = child.path
+        if child.encapsulation == "esp":
+            path = Path(Endpoint(path.local.address, 0), Endpoint(path.remote.address, 0))
+        if (peer.path, peer.encapsulation) != (path, child.encapsulation):
+            peer.path, peer.encapsulation = path, child.encapsulation
+            self._set_adjacencies(peer)
+
+    def _set_adjacencies(self, peer: Peer) -> None:
+        path = peer.path
+        if path is None:
+            return
+        for name, adjacency in peer.adjacencies.items():
+            tunnel = self.tunnels[name]
+            mtu = inner_mtu(tunnel.underlay_mtu, path.remote.address.version, peer.encapsulation, tunnel.config.key)
+            if tunnel.config.mtu is not None:
+                mtu = min(mtu, tunnel.config.mtu)
+            self._emit(SetAdjacency(adjacency, name, peer.encapsulation, path, mtu))
+
+
+def _due(agenda: dict[Peer, float], now: float) -> list[Peer]:
+    return [peer for peer, due in agenda.items() if due <= now]
