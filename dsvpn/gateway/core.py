@@ -144,7 +144,9 @@ class Gateway:
     def source_changed(self, tunnel: str, address: Address | None, mtu: int, now: float) -> None:
         """The underlay source of a tunnel has this address (None: none at the moment) and MTU."""
         network = self.tunnels[tunnel]
-        network.underlay_mtu = mtu
+        if mtu != network.underlay_mtu:
+            network.underlay_mtu = mtu
+            self.peering.underlay_mtu_changed(tunnel)
         if address == network.source:
             if address is not None:
                 self.peering.call_wanted(network, now)

@@ -141,6 +141,12 @@ class Peering:
 
     # -- peers -----------------------------------------------------------------------------------------------
 
+    def underlay_mtu_changed(self, tunnel: str) -> None:
+        """Packets of other sizes fit the peers of a tunnel."""
+        for peer in self.peers:
+            if tunnel in peer.adjacencies and peer.up:
+                self._set_adjacencies(peer)
+
     def make_peer(self, profile: str | None, nbma: Address, private_nbma: Address | None) -> Peer:
         """A new peer with an adjacency in every tunnel of its profile."""
         adjacencies = {

@@ -150,6 +150,12 @@ class Site:
         self._flush()
         self.kill()
 
+    def underlay_mtu_changed(self, mtu: int) -> None:
+        """The interface towards the underlay has another MTU."""
+        for name in self.gateway.tunnels:
+            self.gateway.source_changed(name, self.host.address, mtu, self.simulation.now)
+        self._flush()
+
     # -- the kernel -------------------------------------------------------------------------------------------
 
     def send(self, packet: Packet) -> None:

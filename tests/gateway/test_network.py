@@ -247,3 +247,13 @@ def test_lossy_underlay(seed: int) -> None:
     network.simulation.run_until(shortcut, 120, "shortcut")
     for spi in network["s1"].inbound:
         assert spi in network["s1"].spis
+
+
+def test_a_smaller_underlay_mtu_reaches_the_adjacencies() -> None:
+    network = Network(seed=14, nated=())
+    network.start()
+    spoke = network["s1"]
+    assert {adjacency.mtu for adjacency in spoke.adjacencies.values()} == {1438}
+    spoke.underlay_mtu_changed(1400)
+    assert {adjacency.mtu for adjacency in spoke.adjacencies.values()} == {1338}
+    assert network.path("s1", "hub") == ("s1", "hub")
