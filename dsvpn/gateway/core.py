@@ -11,10 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dsvpn.addresses import Address, Path, Prefix
-from dsvpn.commands import (
-    Command,
-    SendNhrp,
-)
+from dsvpn.commands import Command, SendNhrp
 from dsvpn.config.model import Config
 from dsvpn.gateway import status
 from dsvpn.gateway.events import GatewayEvent, Level
@@ -250,8 +247,7 @@ class Gateway:
         """Let the engines' events act on each other until none is left."""
         progress = True
         while progress:
-            progress = False
-            progress |= self.peering.drain(now)
+            progress = self.peering.drain(now)
             for tunnel in self.tunnels.values():
                 while (report := tunnel.nhrp.next_event()) is not None:
                     progress = True
