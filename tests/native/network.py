@@ -6,10 +6,11 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,15 @@ def wait_for(what: str, true: Callable[[], bool], seconds: float = 10) -> None:
 class Node:
     """A data plane process in a namespace."""
 
-    def __init__(self, namespace: str, config: dict[str, Any]) -> None:
+    def __init__(self, namespace: str, config: dict[str, Any], environment: Mapping[str, str] | None = None) -> None:
         command = ["ip", "netns", "exec", namespace, sys.executable, str(_NODE), json.dumps(config)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(environment or {})},
+        )
         self.spis: list[int] = self._read()["spis"]
 
     def _read(self) -> Any:
@@ -66,6 +73,13 @@ class Node:
     def pid(self) -> int:
         """The process itself: `ip netns exec` becomes it."""
         return self._process.pid
+
+    def pause(self) -> None:
+        """Stop all its threads, as the scheduler of a busy machine may."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self, number: int) -> None:
         """End it as a crash would."""
@@ -142,14 +156,16 @@ class Pair:
         mtu: int = 1418,
         ipv6: bool = False,
         underlay: dict[str, Any] | None = None,
+        environments: tuple[Mapping[str, str] | None, Mapping[str, str] | None] = (None, None),
+        aead_backend: str = "auto",
     ) -> None:
-        """Start both data planes with static SAs and addresses on their tunnels."""
+        """Start both data planes with static SAs and addresses on their tunnels. `environments`: of each process."""
         protected = encapsulation != "gre"
         options = {"esp": True, "gre": True} | (underlay or {})
-        for name in self.names:
+        for name, environment in zip(self.names, environments, strict=True):
             tunnel = {"name": "tunnel0", "key": 42, "protected": protected}
-            config = {"workers": workers, "underlay": options, "tunnels": [tunnel], "spis": 1}
-            self.nodes.append(Node(name, config))
+            config = {"workers": workers, "underlay": options, "tunnels": [tunnel], "spis": 1, "aead": aead_backend}
+            self.nodes.append(Node(name, config, environment))
         underlays = [f"2001:db8::{side}" if ipv6 else f"192.0.2.{side}" for side in (1, 2)]
         port = 4500 if encapsulation == "udp" else 0
         for side, node in enumerate(self.nodes):

@@ -26,7 +26,7 @@ class Node:
     """The data plane, its driver and its answers."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self.dataplane = Dataplane()
+        self.dataplane = Dataplane(aead_backend=config["aead"])
         self.workers: bool = config["workers"]
         self.dataplane.open_underlay(**config["underlay"])
         if self.workers:
@@ -37,36 +37,70 @@ class Node:
         self.spis = [self.dataplane.allocate_spi() for _ in range(config["spis"])]
 
     def run(self) -> None:
-        poll = select.epoll()
-        poll.register(0, select.EPOLLIN)
-        poll.register(self.dataplane.punt_descriptor, select.EPOLLIN)
-        for descriptor, _ in self.dataplane.descriptors():
-            poll.register(descriptor, select.EPOLLIN)
+        self.poll = select.epoll()
+        self.poll.register(0, select.EPOLLIN)
+        self.poll.register(self.dataplane.punt_descriptor, select.EPOLLIN)
+        self.watched: set[int] = set()
+        self.watch()
         self.punts: list[dict[str, Any]] = []
+        self.failures: list[str] = []
         pending = b""
         print(json.dumps({"spis": self.spis}), flush=True)
         while True:
-            for descriptor, _ in poll.poll():
+            for descriptor, _ in self.poll.poll():
                 if descriptor == self.dataplane.punt_descriptor:
-                    self.punts += map(describe, self.dataplane.take_punts(64))
+                    self.take_punts()
                 elif descriptor != 0:
-                    self.dataplane.drain(descriptor, BUDGET)
+                    self.drain(descriptor)
                 else:
                     octets = os.read(0, 65536)
                     if not octets:
+                        # A worker that failed has been reported by `failures` already.
                         self.dataplane.stop_workers()
                         return
                     *lines, pending = (pending + octets).split(b"\n")
                     for line in lines:
                         print(json.dumps(self.answer(json.loads(line))), flush=True)
 
+    def watch(self) -> None:
+        """Watch what there is to drain: nothing while workers run."""
+        wanted = {descriptor for descriptor, _ in self.dataplane.descriptors()}
+        for descriptor in self.watched - wanted:
+            self.poll.unregister(descriptor)
+        for descriptor in wanted - self.watched:
+            self.poll.register(descriptor, select.EPOLLIN)
+        self.watched = wanted
+
+    def take_punts(self) -> None:
+        try:
+            self.punts += map(describe, self.dataplane.take_punts(64))
+        except RuntimeError as error:
+            self.failures.append(str(error))
+
+    def drain(self, descriptor: int) -> None:
+        if descriptor not in self.watched:
+            return  # it was ready in the same poll as the request that gave it to the workers
+        try:
+            self.dataplane.drain(descriptor, BUDGET)
+        except OSError as error:
+            self.failures.append(str(error))
+            self.poll.unregister(descriptor)
+            self.watched.remove(descriptor)
+
     def answer(self, request: list[Any]) -> Any:
         name, *arguments = request
         if name == "punts":
             punts, self.punts = self.punts, []
             return punts
+        if name == "failures":
+            return self.failures
+        if name == "aead_backend":
+            return self.dataplane.aead_backend
         decoded = [bytes.fromhex(value[4:]) if str(value).startswith("hex:") else value for value in arguments]
-        return getattr(self.dataplane, name)(*decoded)
+        answer = getattr(self.dataplane, name)(*decoded)
+        if name in {"start_workers", "stop_workers"}:
+            self.watch()
+        return answer
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,6 @@ pytestmark = [
 #: The largest inner packet that fits a link of 1500 octets, by encapsulation.
 MTU = {"udp": 1430, "esp": 1438, "gre": 1468}
 DRIVERS = pytest.mark.parametrize("workers", [True, False], ids=["workers", "drain"])
-
-
-@pytest.fixture
-def network() -> Iterator[Pair]:
-    with pair() as made:
-        yield made
 
 
 def ping(network: Pair, target: str, *options: str) -> None:
@@ -87,8 +80,8 @@ def test_udp_passes_in_order_and_undamaged(network: Pair, workers: bool) -> None
     names, values = (
         line.split() for line in network.execute(1, "cat", "/proc/net/snmp").splitlines() if line.startswith("Udp:")
     )
-    # iperf3 itself may read too slowly; nothing is lost before its socket.
-    assert report["end"]["sum"]["lost_packets"] == int(dict(zip(names, values, strict=True))["RcvbufErrors"])
+    # iperf3 itself may read too slowly, and misses none that comes behind its last; nothing is lost before its socket.
+    assert report["end"]["sum"]["lost_packets"] <= int(dict(zip(names, values, strict=True))["RcvbufErrors"])
     assert network.drops() == [{}, {}]
     assert report["end"]["sum"].get("out_of_order", 0) == 0
 

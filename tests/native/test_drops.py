@@ -145,6 +145,24 @@ def test_a_sequence_without_esn_ends() -> None:
     assert one.forwarder.outbound_sa_counters(ADJACENCY)["sequence"] == 1
 
 
+def test_an_sa_that_comes_back_goes_on_where_it_was() -> None:
+    """No sequence number, which is the nonce, is used again when the control plane returns to an SA."""
+    one, other = gateways()
+    assert received(other, sealed(one, 3)) == [PACKET.octets] * 3
+    (keymat, stranger) = KEYMAT["aes128gcm16"], bytes(20)
+    for key, spi in ((stranger, other.spi ^ 1), (keymat, other.spi), (keymat, other.spi)):
+        one.forwarder.set_outbound_sa(spi, "aes128gcm16", key, [ADJACENCY], True)
+        one.forwarder.commit()
+        expected = [] if key == stranger else [PACKET.octets] * 2
+        assert received(other, sealed(one, 2)) == expected
+    one.forwarder.clear_outbound_sa(ADJACENCY)
+    one.forwarder.set_outbound_sa(other.spi, "aes128gcm16", keymat, [ADJACENCY], True)
+    one.forwarder.commit()
+    assert received(other, sealed(one)) == [PACKET.octets]
+    assert one.forwarder.outbound_sa_counters(ADJACENCY)["sequence"] == 8
+    assert other.drops() == {"drop_unknown_spi": 2}
+
+
 def test_keepalives_and_ike_on_the_nat_port() -> None:
     _, other = gateways()
     ike = bytes(range(28))

@@ -7,6 +7,7 @@ use ring::aead::{AES_128_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, Le
 
 use crate::error::TablesError;
 use crate::kernel::{self, GcmKey, Kernel};
+use crate::prefetch::KeyPlace;
 
 /// Octets of the ICV of every suite.
 pub const ICV_LENGTH: usize = 16;
@@ -71,9 +72,10 @@ impl FromStr for Suite {
 pub struct Unauthentic;
 
 /// One key, expanded once, and its salt.
+#[repr(C)]
 pub struct Cipher {
-    kind: Kind,
     salt: [u8; SALT_LENGTH],
+    kind: Kind,
 }
 
 // The expanded schedule is held inline: a box would cost every packet a step.
@@ -153,6 +155,16 @@ impl Cipher {
             // No room, or tens of gigabytes of text: neither comes from here, and no plaintext may leave.
             debug_assert!(false, "there is room for the ICV");
             octets.fill(0);
+        }
+    }
+
+    /// Where the expanded key lies, for [`KeyPlace::prefetch`].
+    pub(crate) fn key_place(&self) -> KeyPlace {
+        match &self.kind {
+            Kind::Kernel(_, key) => key.place(),
+            Kind::Ring(key) => KeyPlace::whole(key),
+            #[cfg(feature = "bench")]
+            Kind::Null => KeyPlace::default(),
         }
     }
 

@@ -56,8 +56,10 @@ counters! {
     GsoRefused = "gso_refused",
     /// Merged packets that the TUN refused and that were written as single packets.
     TunGsoRefused = "tun_gso_refused",
-    /// Worker threads that ended by a defect of the program.
+    /// Worker threads, and drains, that ended by a defect of the program.
     WorkerPanics = "worker_panics",
+    /// TUN devices that were taken away while their tunnel was there.
+    TunGone = "tun_gone",
     /// IKE datagrams queued.
     PuntIke = "punt_ike",
     /// NHRP packets queued.
@@ -86,7 +88,7 @@ counters! {
     DropTooBig = "drop_too_big",
     /// Not a sound IPv4 or IPv6 packet.
     DropMalformedInner = "drop_malformed_inner",
-    /// A virtio header that does not fit its packet.
+    /// A virtio header that does not fit its packet, or a packet that the TUN could not give.
     DropMalformedVirtio = "drop_malformed_virtio",
     /// Shorter than its kind's smallest datagram, or empty.
     DropMalformedDatagram = "drop_malformed_datagram",

@@ -1,5 +1,7 @@
 //! Decapsulation: datagrams from the underlay to packets for the TUN devices, and punts.
 
+mod lookahead;
+
 use std::hash::Hasher;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
@@ -16,11 +18,13 @@ use crate::counters::{Counter, Tally};
 use crate::encap::{is_syn, max_segment};
 use crate::limiter::{RateLimiter, WordHasher};
 use crate::output::esn_aad;
+use crate::prefetch::{Prefetch, prefetch};
 use crate::punt::{Punt, PuntKind};
 use crate::replay::ReplayWindow;
 use crate::sa::{InboundSa, InboundSaCounts};
 use crate::tables::{Adjacency, Tables};
 use crate::vector::{Datagram, DatagramKind, Encapsulation, TunBatch};
+use lookahead::Lookahead;
 
 /// Moves: once per second and adjacency.
 const MOVED_INTERVAL_NS: u64 = 1_000_000_000;
@@ -56,6 +60,7 @@ pub struct Decap {
     tally: Tally,
     coalescer: Coalescer,
     moved: RateLimiter,
+    prefetch: Prefetch,
 }
 
 /// The inbound SA of a run of packets, with its replay window locked.
@@ -117,6 +122,7 @@ impl Decap {
             tally: Tally::default(),
             coalescer: Coalescer::new(),
             moved: RateLimiter::new(MOVED_INTERVAL_NS, MOVED_PER_SECOND),
+            prefetch: prefetch(),
         }
     }
 
@@ -131,7 +137,11 @@ impl Decap {
     pub fn run(&mut self, tables: &Tables, arena: &mut [u8], datagrams: &[Datagram], out: &mut TunBatch, now_ns: u64) {
         let run = AdjacencyRun { adjacency: None, packets: 0, octets: 0, now_ns };
         let mut vector = Vector { tables, arena, sa: None, run };
-        for datagram in datagrams {
+        let mut lookahead = Lookahead::new(tables, datagrams.len(), self.prefetch);
+        for (index, datagram) in datagrams.iter().enumerate() {
+            if let Some(lookahead) = &mut lookahead {
+                lookahead.turn(vector.arena, datagrams, index);
+            }
             let start = datagram.offset as usize;
             let end = start.saturating_add(datagram.length as usize);
             if datagram.length == 0 || end > vector.arena.len() {

@@ -1,5 +1,6 @@
 //! Encapsulation: packet vectors from a TUN to messages for the underlay.
 
+mod lookahead;
 mod report;
 mod transmit;
 
@@ -12,8 +13,10 @@ use crate::Shared;
 use crate::counters::{Counter, Tally};
 use crate::limiter::RateLimiter;
 use crate::output::Output;
+use crate::prefetch::{Prefetch, prefetch};
 use crate::tables::{Adjacency, Tables, Tunnel};
 use crate::vector::{GsoLimits, PacketMeta, SendBatch, TunBatch};
+use lookahead::{Lookahead, Resolved};
 
 /// Misses and redirects: once per second and key.
 const PUNT_INTERVAL_NS: u64 = 1_000_000_000;
@@ -63,16 +66,7 @@ pub struct Encap {
     redirects: RateLimiter,
     too_big: RateLimiter,
     scratch: Vec<u8>,
-}
-
-/// Where packets to one destination go, kept from packet to packet of a vector.
-#[derive(Clone, Copy)]
-struct Resolved<'t> {
-    version: u8,
-    destination: u128,
-    next_hop: Option<u32>,
-    adjacency: Option<&'t Adjacency>,
-    resolve: bool,
+    prefetch: Prefetch,
 }
 
 /// The adjacency of a run of packets and what the run has sent, added to its counters once.
@@ -137,6 +131,7 @@ impl Encap {
             redirects: RateLimiter::new(PUNT_INTERVAL_NS, PUNTS_PER_SECOND),
             too_big: RateLimiter::new(TOO_BIG_INTERVAL_NS, TOO_BIG_PER_SECOND),
             scratch: Vec::with_capacity(64 * 1024),
+            prefetch: prefetch(),
         }
     }
 
@@ -163,6 +158,8 @@ impl Encap {
         now_ns: u64,
     ) -> Progress {
         let Some(found) = tables.tunnel(tunnel) else {
+            // These packets are dealt with: none of a later tunnel goes on where one of them stopped.
+            self.resume = None;
             self.shared.counters.add(Counter::DropNoTunnel, packets.len() as u64);
             return Progress { consumed: packets.len() };
         };
@@ -170,12 +167,13 @@ impl Encap {
         let messages = output.messages();
         let mut vector =
             Vector { tables, tunnel_id: tunnel, tunnel: found, output, replies, run: Run::default(), now_ns };
-        let mut last = None;
         let mut consumed = packets.len();
         let mut left = self.resume.take().filter(|(of, _)| *of == tunnel).map(|(_, resume)| resume);
+        let mut lookahead = Lookahead::new(tables, found, arena, packets, self.prefetch);
         for (index, meta) in packets.iter().enumerate() {
-            let resume = left.take().unwrap_or_default();
-            if let Outcome::Full(resume) = self.packet(&mut vector, &mut last, arena, meta, resume) {
+            let resume = left.take();
+            let resolved = lookahead.next(index);
+            if let Outcome::Full(resume) = self.packet(&mut vector, resolved, arena, meta, resume) {
                 if vector.output.is_empty() {
                     // Not even an empty arena has room: the caller's arena is below the minimum.
                     self.tally.add(Counter::DropTooBig, 1);
@@ -195,12 +193,14 @@ impl Encap {
     fn packet<'t>(
         &mut self,
         vector: &mut Vector<'t, '_>,
-        last: &mut Option<Resolved<'t>>,
+        resolved: Resolved<'t>,
         arena: &[u8],
         meta: &PacketMeta,
-        resume: Resume,
+        resume: Option<Resume>,
     ) -> Outcome {
-        let fresh = resume == Resume::default();
+        // A packet that found no room at all comes again from its beginning, and is not a new one then.
+        let fresh = resume.is_none();
+        let resume = resume.unwrap_or_default();
         if fresh {
             self.tally.add(Counter::TunRxPackets, 1);
             self.tally.add(Counter::TunRxOctets, u64::from(meta.length));
@@ -217,10 +217,6 @@ impl Encap {
         if is_multicast(&packet, destination) {
             return self.multicast(vector, octets, &packet, meta, resume);
         }
-        let resolved = match last {
-            Some(resolved) if resolved.destination == destination && resolved.version == packet.version => *resolved,
-            _ => *last.insert(resolve(vector, packet.version, destination)),
-        };
         let Some(next_hop) = resolved.next_hop else {
             return self.drop(Counter::DropNoRoute);
         };
@@ -271,14 +267,6 @@ impl Encap {
         }
         Outcome::Done
     }
-}
-
-fn resolve<'t>(vector: &Vector<'t, '_>, version: u8, destination: u128) -> Resolved<'t> {
-    let tunnel = vector.tunnel;
-    let next_hop = if version == 4 { tunnel.v4.lookup(destination as u32) } else { tunnel.v6.lookup(destination) };
-    let entry = next_hop.map(|id| vector.tables.next_hop(id)).unwrap_or_default();
-    let adjacency = entry.adjacency.and_then(|id| vector.tables.adjacency(id));
-    Resolved { version, destination, next_hop, adjacency, resolve: entry.resolve }
 }
 
 #[inline]

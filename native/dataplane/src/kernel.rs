@@ -5,6 +5,7 @@ use std::hint::black_box;
 use std::sync::{PoisonError, RwLock};
 
 use crate::aead::{ICV_LENGTH, IV_LENGTH, SALT_LENGTH};
+use crate::prefetch::KeyPlace;
 
 /// Powers of H that a key holds, at most so many blocks between two reductions.
 pub const POWERS: usize = 33;
@@ -15,12 +16,14 @@ pub const MAX_ROUND_KEYS: usize = 15;
 pub const MAX_TEXT: u64 = (1 << 36) - 32;
 
 /// An expanded AES-GCM key: plain data, in the form in which kernels use it.
-#[repr(C, align(64))]
+#[repr(C, align(16))]
 pub struct GcmKey {
-    /// Rounds of AES: 10 or 14.
-    pub rounds: usize,
     /// The first `rounds + 1` are in use.
     pub round_keys: [[u8; 16]; MAX_ROUND_KEYS],
+    /// Rounds of AES: 10 or 14.
+    pub rounds: usize,
+    // The powers begin at a multiple of 16: loads of pairs of them seldom cross a cache line.
+    aligned: [u8; 16 - size_of::<usize>()],
     /// From H^[`POWERS`] down to H^1 and a zero, in the kernel's form.
     pub powers: [[u8; 16]; POWERS + 1],
     /// What else the kernel computes from each power.
@@ -31,7 +34,15 @@ impl GcmKey {
     /// A key yet to be filled in.
     pub const fn new(rounds: usize) -> Self {
         let powers = [[0; 16]; POWERS + 1];
-        Self { rounds, round_keys: [[0; 16]; MAX_ROUND_KEYS], powers, middles: powers }
+        let aligned = [0; 16 - size_of::<usize>()];
+        Self { round_keys: [[0; 16]; MAX_ROUND_KEYS], rounds, aligned, powers, middles: powers }
+    }
+}
+
+impl GcmKey {
+    /// Where its parts lie.
+    pub(crate) fn place(&self) -> KeyPlace {
+        KeyPlace::new(&self.round_keys, &self.powers, &self.middles)
     }
 }
 

@@ -19,11 +19,14 @@ pub enum PuntKind {
     Redirect,
     /// Authenticated ESP came from another address than its adjacency has.
     Moved,
+    /// The tunnel's network device was taken away: nothing of that tunnel is forwarded any more.
+    Gone,
 }
 
 impl PuntKind {
     /// Every kind.
-    pub const ALL: [PuntKind; 5] = [PuntKind::Ike, PuntKind::Nhrp, PuntKind::Miss, PuntKind::Redirect, PuntKind::Moved];
+    pub const ALL: [PuntKind; 6] =
+        [PuntKind::Ike, PuntKind::Nhrp, PuntKind::Miss, PuntKind::Redirect, PuntKind::Moved, PuntKind::Gone];
 
     /// Its name for the control plane.
     pub const fn name(self) -> &'static str {
@@ -33,6 +36,7 @@ impl PuntKind {
             PuntKind::Miss => "miss",
             PuntKind::Redirect => "redirect",
             PuntKind::Moved => "moved",
+            PuntKind::Gone => "gone",
         }
     }
 
@@ -40,7 +44,7 @@ impl PuntKind {
     pub const fn bound(self) -> usize {
         match self {
             PuntKind::Ike | PuntKind::Nhrp => 2048,
-            PuntKind::Miss | PuntKind::Redirect | PuntKind::Moved => 1024,
+            PuntKind::Miss | PuntKind::Redirect | PuntKind::Moved | PuntKind::Gone => 1024,
         }
     }
 }
@@ -66,6 +70,23 @@ pub struct Punt {
     pub remote_port: u16,
     /// See [`PuntKind`].
     pub data: Vec<u8>,
+}
+
+impl Punt {
+    /// A punt that says no more than which tunnel it is about.
+    pub fn of_tunnel(kind: PuntKind, tunnel: u32) -> Self {
+        Self {
+            kind,
+            tunnel: Some(tunnel),
+            adjacency: None,
+            next_hop: None,
+            local: None,
+            local_port: 0,
+            remote: None,
+            remote_port: 0,
+            data: Vec::new(),
+        }
+    }
 }
 
 type Wake = Box<dyn Fn() + Send + Sync>;

@@ -1,29 +1,51 @@
 //! The mutable state of SAs and adjacencies, which both copies of the tables share.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use crate::aead::Cipher;
-use crate::replay::ReplayWindow;
+use crate::prefetch::{KeyPlace, Prefetch, ask};
+use crate::replay::{ReplayWindow, WordsPlace};
 
 /// An outbound SA: what seals, and the sequence numbers that it has given out.
+///
+/// What every packet writes or reads lies in its first cache line, before the key.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct OutboundSa {
     /// The peer's SPI.
     pub spi: u32,
     /// Whether sequence numbers have 64 bits.
     pub esn: bool,
-    /// Key and salt.
-    pub cipher: Cipher,
     next: AtomicU64,
+    /// The SA with the same key that counts instead of this one.
+    counting: Option<Arc<OutboundSa>>,
     packets: AtomicU64,
     octets: AtomicU64,
+    /// Where `next` goes when this SA does.
+    rest: Arc<AtomicU64>,
+    /// Key and salt.
+    pub cipher: Cipher,
 }
 
 impl OutboundSa {
-    /// An SA that has sent nothing.
-    pub fn new(spi: u32, cipher: Cipher, esn: bool) -> Self {
-        Self { spi, esn, cipher, next: AtomicU64::new(1), packets: AtomicU64::new(0), octets: AtomicU64::new(0) }
+    /// An SA that begins at the sequence number in `rest`, and leaves its next one there when it is dropped.
+    pub(crate) fn new(spi: u32, cipher: Cipher, esn: bool, rest: Arc<AtomicU64>) -> Self {
+        let next = AtomicU64::new(rest.load(Ordering::Relaxed));
+        let (packets, octets) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { spi, esn, cipher, next, counting: None, rest, packets, octets }
+    }
+
+    /// An SA with the key of another, with which it shares the sequence numbers.
+    pub(crate) fn counted_by(other: Arc<OutboundSa>, spi: u32, cipher: Cipher, esn: bool) -> Self {
+        let mut sa = Self::new(spi, cipher, esn, Arc::clone(&other.rest));
+        sa.counting = Some(other);
+        sa
+    }
+
+    #[inline]
+    fn next(&self) -> &AtomicU64 {
+        self.counting.as_ref().map_or(&self.next, |counting| &counting.next)
     }
 
     /// Reserve sequence numbers: the first, and how many of `count` there are. They are never given out again.
@@ -32,7 +54,7 @@ impl OutboundSa {
     #[inline]
     pub fn reserve(&self, count: u32) -> (u64, u32) {
         let last = if self.esn { u64::MAX - (1 << 40) } else { u64::from(u32::MAX) };
-        let first = self.next.fetch_add(u64::from(count), Ordering::Relaxed);
+        let first = self.next().fetch_add(u64::from(count), Ordering::Relaxed);
         let left = (last + 1).saturating_sub(first);
         (first, u64::from(count).min(left) as u32)
     }
@@ -40,12 +62,12 @@ impl OutboundSa {
     /// The sequence number that was given out last.
     pub fn sequence(&self) -> u64 {
         let last = if self.esn { u64::MAX } else { u64::from(u32::MAX) };
-        (self.next.load(Ordering::Relaxed) - 1).min(last)
+        (self.next().load(Ordering::Relaxed) - 1).min(last)
     }
 
     /// Pretend that `sequence` was given out last: a test reaches the end of the numbers with it.
     pub fn skip_to(&self, sequence: u64) {
-        self.next.store(sequence + 1, Ordering::Relaxed);
+        self.next().store(sequence + 1, Ordering::Relaxed);
     }
 
     pub(crate) fn count(&self, packets: u64, octets: u64) {
@@ -64,6 +86,14 @@ impl OutboundSa {
     }
 }
 
+impl Drop for OutboundSa {
+    fn drop(&mut self) {
+        if self.counting.is_none() {
+            self.rest.store(self.next.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+}
+
 /// Counters of an outbound SA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutboundSaCounts {
@@ -78,20 +108,27 @@ pub struct OutboundSaCounts {
 }
 
 /// An inbound SA: what opens, and what was seen.
+///
+/// What every packet writes or reads lies in its first cache lines, before the key.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct InboundSa {
     /// Our SPI.
     pub spi: u32,
     /// Whether sequence numbers have 64 bits.
     pub esn: bool,
-    /// Key and salt.
-    pub cipher: Cipher,
-    /// The adjacencies whose packets it carries; the GRE key tells them apart.
-    pub adjacencies: Box<[u32]>,
     /// Locked once per run of packets of this SA.
     pub(crate) replay: Mutex<ReplayWindow>,
     packets: AtomicU64,
     octets: AtomicU64,
+    /// The adjacencies whose packets it carries; the GRE key tells them apart.
+    pub adjacencies: Box<[u32]>,
+    /// The first of them, for looking ahead.
+    pub(crate) first_adjacency: u32,
+    key: KeyPlace,
+    words: WordsPlace,
+    /// Key and salt.
+    pub cipher: Cipher,
     replayed: AtomicU64,
     unauthentic: AtomicU64,
 }
@@ -99,17 +136,45 @@ pub struct InboundSa {
 impl InboundSa {
     /// An SA that has received nothing.
     pub fn new(spi: u32, cipher: Cipher, adjacencies: &[u32], esn: bool, replay_window: u32) -> Self {
+        let replay = ReplayWindow::new(replay_window);
         Self {
             spi,
             esn,
-            cipher,
-            adjacencies: adjacencies.into(),
-            replay: Mutex::new(ReplayWindow::new(replay_window)),
+            words: replay.place(),
+            replay: Mutex::new(replay),
             packets: AtomicU64::new(0),
             octets: AtomicU64::new(0),
+            adjacencies: adjacencies.into(),
+            first_adjacency: adjacencies.first().copied().unwrap_or(u32::MAX),
+            // Filled in where the key will stay.
+            key: KeyPlace::default(),
+            cipher,
             replayed: AtomicU64::new(0),
             unauthentic: AtomicU64::new(0),
         }
+    }
+
+    /// The same where it stays, with its own places known.
+    pub(crate) fn shared(self) -> Arc<Self> {
+        let mut sa = Arc::new(self);
+        if let Some(sa) = Arc::get_mut(&mut sa) {
+            sa.key = sa.cipher.key_place();
+        }
+        sa
+    }
+
+    /// Ask for what every packet needs before the key.
+    #[inline]
+    pub(crate) fn prefetch_head(&self, prefetch: Prefetch) {
+        prefetch(std::ptr::from_ref(self).cast(), std::mem::offset_of!(Self, cipher));
+    }
+
+    /// Ask for what a packet of that many octets needs, by what the head tells.
+    #[inline]
+    pub(crate) fn prefetch(&self, prefetch: Prefetch, sequence: u32, packet: usize) {
+        self.key.prefetch(prefetch, packet);
+        self.words.prefetch(prefetch, sequence);
+        ask(prefetch, &*self.adjacencies);
     }
 
     pub(crate) fn count(&self, run: &InboundSaCounts) {

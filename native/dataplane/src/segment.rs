@@ -138,15 +138,17 @@ impl<'a> Superpacket<'a> {
         let (header, body) = place.split_at_mut(self.headers);
         header.copy_from_slice(&self.template[..self.headers]);
         let (ip, transport) = header.split_at_mut(self.ip_header);
-        let total = (self.headers + payload.len()) as u16;
+        let total = self.headers + payload.len();
         if self.v4 {
+            let total = total as u16;
             let identification = self.identification.wrapping_add(index as u16);
             let sum = self.ip_sum + checksum::word(total) + checksum::word(identification);
             write(ip, 2, &total.to_be_bytes());
             write(ip, 4, &identification.to_be_bytes());
             write(ip, 10, &checksum::finish(sum));
         } else {
-            write(ip, 4, &(total - ip::IPV6_HEADER as u16).to_be_bytes());
+            // With the IPv6 header, the largest packet has more octets than 16 bits count.
+            write(ip, 4, &((total - ip::IPV6_HEADER) as u16).to_be_bytes());
         }
         let length = (transport.len() + payload.len()) as u16;
         let mut sum = self.transport_sum + checksum::word(length);

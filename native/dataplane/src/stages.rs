@@ -4,6 +4,7 @@
 use dsvpn_wire::ip::IpPacket;
 
 use crate::coalesce::{Coalescer, Incoming};
+use crate::tables::{Adjacency, Tables};
 use crate::vector::{PacketMeta, Slice, TunBatch, TunPacket};
 
 /// The merging stage of decapsulation: packets in the order they came, each a single IP packet. What is not a sound
@@ -33,11 +34,17 @@ pub fn segment(arena: &[u8], packets: &[PacketMeta], mut give: impl FnMut(&[u8])
         let packet = TunPacket {
             header_length,
             slice_count: 1,
-            length: header_length + meta.length,
+            length: header_length.saturating_add(meta.length),
             segments: 1,
             ..TunPacket::default()
         };
         batch.packets.push(packet);
         batch.split(arena, &packet, &mut scratch, &mut give);
     }
+}
+
+/// The adjacency that a next hop follows, as encapsulation finds it behind the FIB.
+#[inline]
+pub fn adjacency(tables: &Tables, next_hop: u32) -> Option<&Adjacency> {
+    tables.adjacency(tables.next_hop(next_hop).adjacency?)
 }

@@ -10,10 +10,14 @@ use std::sync::Arc;
 use left_right::{Absorb, ReadGuard, ReadHandle};
 
 use crate::fib::Fib;
+use crate::prefetch::{KeyPlace, Prefetch, ask};
 use crate::prefix::Prefix;
 use crate::sa::{AdjacencyCounters, InboundSa, OutboundSa};
 use crate::spi;
 use crate::vector::{Encapsulation, Endpoint};
+
+/// Peers up to which looking ahead costs more than it saves: their SAs fill the second level cache.
+const SMALL: usize = 256;
 
 /// What a tunnel is, from its configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +72,7 @@ pub struct Tunnel {
 
 /// An adjacency, ready for packets.
 #[derive(Clone, Debug)]
+#[repr(align(64))]
 pub struct Adjacency {
     /// Its id.
     pub id: u32,
@@ -79,7 +84,32 @@ pub struct Adjacency {
     pub endpoint: Endpoint,
     /// What seals, unless it is plain GRE.
     pub outbound: Option<Arc<OutboundSa>>,
+    pub(crate) outbound_key: KeyPlace,
     pub(crate) counters: Arc<AdjacencyCounters>,
+}
+
+impl Adjacency {
+    /// The same with another SA.
+    pub(crate) fn with_outbound(&self, outbound: Option<Arc<OutboundSa>>) -> Self {
+        let outbound_key = outbound.as_ref().map(|sa| sa.cipher.key_place()).unwrap_or_default();
+        Self { outbound, outbound_key, ..self.clone() }
+    }
+
+    /// Ask for what a packet of that many octets needs behind this adjacency.
+    #[inline]
+    pub(crate) fn prefetch_outward(&self, prefetch: Prefetch, packet: usize) {
+        if let Some(sa) = &self.outbound {
+            ask(prefetch, &sa.spi);
+            self.outbound_key.prefetch(prefetch, packet);
+        }
+        ask(prefetch, &self.counters.outward);
+    }
+
+    /// Ask for what a packet from this adjacency needs behind it.
+    #[inline]
+    pub(crate) fn prefetch_inward(&self, prefetch: Prefetch) {
+        ask(prefetch, &self.counters.inward);
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -110,6 +140,42 @@ impl Tables {
     #[inline]
     pub fn adjacency(&self, id: u32) -> Option<&Adjacency> {
         self.adjacencies.get(id as usize)?.as_deref()
+    }
+
+    /// Whether all of the tables are likely to stay in the caches while packets pass.
+    #[inline]
+    pub(crate) fn are_small(&self) -> bool {
+        self.adjacencies.len() <= SMALL && self.inbound.len() <= SMALL
+    }
+
+    /// Ask for the next hop's entry.
+    #[inline]
+    pub(crate) fn prefetch_next_hop(&self, prefetch: Prefetch, id: u32) {
+        if let Some(next_hop) = self.next_hops.get(id as usize) {
+            ask(prefetch, next_hop);
+        }
+    }
+
+    /// Ask for the entry of an SPI.
+    #[inline]
+    pub(crate) fn prefetch_spi(&self, prefetch: Prefetch, spi: u32) {
+        if let Some(sa) = self.inbound.get(spi::slot(spi)) {
+            ask(prefetch, sa);
+        }
+    }
+
+    /// What lies in the slot of an SPI, which may be another's.
+    #[inline]
+    pub(crate) fn slot_of_spi(&self, spi: u32) -> Option<&InboundSa> {
+        self.inbound.get(spi::slot(spi))?.as_deref()
+    }
+
+    /// Ask for the adjacency's entry.
+    #[inline]
+    pub(crate) fn prefetch_adjacency(&self, prefetch: Prefetch, id: u32) {
+        if let Some(adjacency) = self.adjacencies.get(id as usize) {
+            ask(prefetch, adjacency);
+        }
     }
 
     #[inline]

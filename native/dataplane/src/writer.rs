@@ -8,9 +8,11 @@ use left_right::WriteHandle;
 
 use crate::aead::{Cipher, Suite};
 use crate::error::TablesError;
+use crate::prefetch::KeyPlace;
 use crate::prefix::Prefix;
 use crate::replay::MAX_REPLAY_WINDOW;
 use crate::sa::{AdjacencyCounters, AdjacencyCounts, InboundSa, InboundSaCounts, OutboundSa, OutboundSaCounts};
+use crate::sequence::SequenceBook;
 use crate::spi::{self, SpiAllocator};
 use crate::tables::{Adjacency, AdjacencyConfig, NextHop, Operation, Tables, TablesReader, TunnelConfig};
 use crate::vector::{Encapsulation, Endpoint};
@@ -38,6 +40,7 @@ pub fn tables() -> (TablesWriter, TablesReader) {
         inbound: HashMap::new(),
         gre_peers: HashMap::new(),
         spis: SpiAllocator::default(),
+        sequences: SequenceBook::default(),
     };
     (writer, TablesReader(reader))
 }
@@ -65,6 +68,7 @@ pub struct TablesWriter {
     // The adjacencies of one key and remote address in the order they were set: the last one counts.
     gre_peers: HashMap<(Option<u32>, IpAddr), Vec<u32>>,
     spis: SpiAllocator,
+    sequences: SequenceBook,
 }
 
 fn check_id(what: &'static str, id: u32, limit: u32) -> Result<(), TablesError> {
@@ -76,10 +80,19 @@ impl TablesWriter {
     ///
     /// The caller holds no guard of a reader.
     pub fn commit(&mut self) {
+        self.commit_waiting(std::thread::yield_now);
+    }
+
+    /// As [`TablesWriter::commit`]; `wait` is called again and again while vectors are in flight, which takes as long as
+    /// a vector does.
+    pub fn commit_waiting(&mut self, mut wait: impl FnMut()) {
         if self.handle.has_pending_operations() {
-            self.handle.publish();
-            // The second publication waits for the readers of the copy that the first one took out of use.
-            self.handle.publish();
+            // The second publication is possible when the copy that the first one took out of use has no reader.
+            for _ in 0..2 {
+                while !self.handle.try_publish() {
+                    wait();
+                }
+            }
         }
     }
 
@@ -147,7 +160,9 @@ impl TablesWriter {
             tos: 0,
         };
         let outbound = outbound.filter(|_| encapsulation != Encapsulation::Gre);
-        self.put_adjacency(Arc::new(Adjacency { id, config, tunnel, endpoint, outbound, counters }));
+        let adjacency =
+            Adjacency { id, config, tunnel, endpoint, outbound: None, outbound_key: KeyPlace::default(), counters };
+        self.put_adjacency(Arc::new(adjacency.with_outbound(outbound)));
         if encapsulation == Encapsulation::Gre {
             let peer = (tunnel.key, config.remote);
             self.gre_peers.entry(peer).or_default().push(id);
@@ -317,7 +332,7 @@ impl TablesWriter {
         self.protected_adjacencies(adjacencies)?;
         let cipher = Cipher::new(suite, keymat)?;
         self.spis.claim(spi)?;
-        let sa = Arc::new(InboundSa::new(spi, cipher, adjacencies, esn, replay_window));
+        let sa = InboundSa::new(spi, cipher, adjacencies, esn, replay_window).shared();
         self.inbound.insert(spi, Arc::clone(&sa));
         self.apply(Operation::Inbound(spi::slot(spi), Some(sa)));
         Ok(())
@@ -344,10 +359,9 @@ impl TablesWriter {
             return Err(TablesError::ReservedSpi(spi));
         }
         self.protected_adjacencies(adjacencies)?;
-        let sa = Arc::new(OutboundSa::new(spi, Cipher::new(suite, keymat)?, esn));
+        let sa = self.sequences.make(spi, Cipher::new(suite, keymat)?, keymat, esn);
         for &id in adjacencies {
-            let adjacency =
-                Adjacency { outbound: Some(Arc::clone(&sa)), ..Adjacency::clone(self.known_adjacency(id)?) };
+            let adjacency = self.known_adjacency(id)?.with_outbound(Some(Arc::clone(&sa)));
             self.put_adjacency(Arc::new(adjacency));
         }
         Ok(())
@@ -355,7 +369,7 @@ impl TablesWriter {
 
     /// Take the outbound SA from an adjacency.
     pub fn clear_outbound_sa(&mut self, adjacency: u32) -> Result<(), TablesError> {
-        let adjacency = Adjacency { outbound: None, ..Adjacency::clone(self.known_adjacency(adjacency)?) };
+        let adjacency = self.known_adjacency(adjacency)?.with_outbound(None);
         self.put_adjacency(Arc::new(adjacency));
         Ok(())
     }

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use dsvpn_dataplane::{Datagram, Decap, DecapConfig, Shared, TablesReader, TunBatch};
+use dsvpn_wire::virtio::{GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4};
 
 use crate::clock::Clock;
 use crate::descriptors::Descriptors;
 use crate::encap_driver::Drained;
 use crate::receive::{RECEIVE_ARENA, ReceiveRing};
 use crate::socket::Socket;
-use crate::tun_output::write_batch;
+use crate::tun_output::TunOutput;
 
 /// Errors in a row that a socket may report before its drain ends; poll calls again if it goes on.
 const ERRORS: u32 = 16;
@@ -24,13 +25,13 @@ pub struct DecapDriver {
     datagrams: Vec<Datagram>,
     batch: TunBatch,
     ring: ReceiveRing,
-    scratch: Vec<u8>,
+    output: TunOutput,
 }
 
 impl DecapDriver {
     pub fn new(shared: Arc<Shared>, reader: TablesReader, clock: Clock) -> Self {
         Self {
-            decap: Decap::new(Arc::clone(&shared), config(false)),
+            decap: Decap::new(Arc::clone(&shared), config(true, false)),
             shared,
             reader,
             clock,
@@ -38,14 +39,17 @@ impl DecapDriver {
             datagrams: Vec::with_capacity(64),
             batch: TunBatch::new(),
             ring: ReceiveRing::new(),
-            scratch: Vec::new(),
+            output: TunOutput::new(),
         }
     }
 
     /// Forward at most `budget` vectors from one socket, until it has no more.
     pub fn drain(&mut self, descriptors: &Descriptors, socket: &Socket, budget: usize) -> Drained {
-        let udp_offload = descriptors.tuns().all(|(_, tun)| tun.udp_offload());
-        self.decap.set_config(config(udp_offload));
+        // What a device refuses to take merged is not merged any more: splitting it again costs more than both.
+        let takes = |kind| descriptors.tuns().all(|(_, tun)| tun.takes_superpackets(kind));
+        let tcp = takes(GSO_TCPV4) && takes(GSO_TCPV6);
+        let udp = takes(GSO_UDP_L4) && descriptors.tuns().all(|(_, tun)| tun.udp_offload());
+        self.decap.set_config(config(tcp, udp));
         let mut drained = Drained::default();
         let mut errors = 0;
         let mut vectors = 0;
@@ -75,11 +79,11 @@ impl DecapDriver {
         let Some(tables) = self.reader.enter() else { return };
         self.decap.run(&tables, &mut self.arena, &self.datagrams, &mut self.batch, now);
         drop(tables);
-        write_batch(descriptors, &self.arena, &self.batch, &mut self.scratch, &self.shared.counters);
+        self.output.write_batch(descriptors, &self.arena, &self.batch, &self.shared.counters);
         self.batch.clear();
     }
 }
 
-fn config(udp_offload: bool) -> DecapConfig {
-    DecapConfig { coalesce_tcp: true, coalesce_udp: udp_offload, verify_checksums: false }
+fn config(coalesce_tcp: bool, coalesce_udp: bool) -> DecapConfig {
+    DecapConfig { coalesce_tcp, coalesce_udp, verify_checksums: false }
 }

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use dsvpn_dataplane::{Encap, EncapConfig, PacketMeta, SendBatch, Shared, TablesReader, TunBatch};
+use dsvpn_dataplane::{
+    Counter, Encap, EncapConfig, PacketMeta, Punt, PuntKind, SendBatch, Shared, TablesReader, TunBatch,
+};
 use dsvpn_wire::virtio::VirtioNetHeader;
 
 use crate::clock::Clock;
 use crate::descriptors::Descriptors;
 use crate::send::SendRing;
 use crate::tun::{READ_ROOM, Tun, VIRTIO_HEADER};
-use crate::tun_output::write_batch;
+use crate::tun_output::TunOutput;
 
 /// Octets of the arena: three full superpackets, so that the vector and what is sealed of it fit the second level
 /// cache and the last packet does not wait long for the first.
@@ -33,7 +35,7 @@ pub struct EncapDriver {
     batch: SendBatch,
     replies: TunBatch,
     ring: SendRing,
-    scratch: Vec<u8>,
+    output: TunOutput,
 }
 
 /// What a drain did.
@@ -58,7 +60,7 @@ impl EncapDriver {
             batch: SendBatch::new(),
             replies: TunBatch::new(),
             ring: SendRing::new(),
-            scratch: Vec::new(),
+            output: TunOutput::new(),
         }
     }
 
@@ -76,6 +78,7 @@ impl EncapDriver {
                 Fill::Empty => break,
                 Fill::Dead => {
                     drained.dead = true;
+                    self.report_gone(tunnel, tun);
                     break;
                 }
             }
@@ -93,20 +96,39 @@ impl EncapDriver {
             let count = match tun.read(&mut self.arena[start..start + READ_ROOM]) {
                 Ok(Some(count)) => count,
                 Ok(None) => return Fill::Empty,
+                // A packet that the kernel took off its queue and could not describe.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOMEM)) => {
+                    self.shared.counters.add(Counter::TunRxPackets, 1);
+                    self.shared.counters.add(Counter::DropMalformedVirtio, 1);
+                    return Fill::More;
+                }
                 // The device was taken away (EBADFD, EIO): it would be readable, with this error, for ever.
                 Err(_) => return Fill::Dead,
             };
-            if let Some(virtio) = VirtioNetHeader::read(&self.arena[start..start + count]) {
-                self.packets.push(PacketMeta {
+            match VirtioNetHeader::read(&self.arena[start..start + count]) {
+                Some(virtio) => self.packets.push(PacketMeta {
                     offset: (start + VIRTIO_HEADER) as u32,
                     length: (count - VIRTIO_HEADER) as u32,
                     virtio,
                     reserved: 0,
-                });
+                }),
+                None => {
+                    self.shared.counters.add(Counter::TunRxPackets, 1);
+                    self.shared.counters.add(Counter::DropMalformedVirtio, 1);
+                }
             }
             at = (start + count).next_multiple_of(16);
         }
         Fill::More
+    }
+
+    /// Tell the control plane, once, that nothing of this tunnel is forwarded any more.
+    #[cold]
+    fn report_gone(&self, tunnel: u32, tun: &Tun) {
+        if tun.note_gone() {
+            self.shared.counters.add(Counter::TunGone, 1);
+            self.shared.punts.push(Punt::of_tunnel(PuntKind::Gone, tunnel));
+        }
     }
 
     fn forward(&mut self, descriptors: &Descriptors, tunnel: u32) {
@@ -130,7 +152,7 @@ impl EncapDriver {
             self.ring.send(descriptors.underlay(), &self.send_arena, &self.batch.messages, counters);
             self.batch.clear();
             if !self.replies.packets.is_empty() {
-                write_batch(descriptors, &[], &self.replies, &mut self.scratch, counters);
+                self.output.write_batch(descriptors, &[], &self.replies, counters);
                 self.replies.clear();
             }
             first += progress.consumed;

@@ -3,7 +3,10 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use dsvpn_dataplane::{
     Counter, Punt, Shared, TablesError, TablesReader, TablesWriter, TunnelConfig, encap_nhrp, tables,
@@ -15,11 +18,15 @@ use crate::descriptors::DescriptorTable;
 use crate::encap_driver::EncapDriver;
 use crate::error::SystemError;
 use crate::eventfd::EventFd;
+use crate::offloads;
 use crate::send::SendRing;
 use crate::socket::SocketKind;
 use crate::tun::{Tun, check_device_name};
 use crate::underlay::{Underlay, UnderlayConfig};
-use crate::worker::Workers;
+use crate::worker::{Workers, panic_text};
+
+/// Between two looks at whether workers have left the old tables: a fraction of a full vector's time.
+const COMMIT_PAUSE: Duration = Duration::from_micros(20);
 
 /// RFC 3948 section 2.2: what tells IKE from ESP on the NAT traversal port.
 const NON_ESP_MARKER: [u8; 4] = [0; 4];
@@ -71,6 +78,12 @@ impl Core {
         lock(&self.writer)
     }
 
+    /// Make the changes of the tables visible. Returns when no vector in flight sees the old ones.
+    pub fn commit(&self) {
+        // Asleep: a thread that spins takes the time from the workers that it waits for.
+        self.writer().commit_waiting(|| thread::sleep(COMMIT_PAUSE));
+    }
+
     /// A reader of its own for whoever forwards.
     pub fn reader(&self) -> TablesReader {
         lock(&self.reader).clone()
@@ -118,6 +131,11 @@ impl Engine {
             punt_event,
             workers: Mutex::new(None),
         })
+    }
+
+    /// The tables that its drivers read, and what counts.
+    pub fn core(&self) -> &Arc<Core> {
+        &self.core
     }
 
     /// Create the TUN and the tunnel's (empty) tables, which are in force at once.
@@ -258,11 +276,22 @@ impl Engine {
 
     /// Forward at most `budget` vectors from one descriptor. Gives packets taken in.
     ///
-    /// A TUN that somebody took away is a system error (ENODEV): it must not be watched any more.
+    /// Errors: a TUN that somebody took away is a system error (ENODEV), and must not be watched any more; a defect of
+    /// the program is what a worker would have ended by.
     pub fn drain(&self, descriptor: RawFd, budget: usize) -> Result<usize, Error> {
         if lock(&self.workers).is_some() {
             return Err(Error::Misuse(String::from("the workers own the descriptors: call stop_workers first")));
         }
+        let result = catch_unwind(AssertUnwindSafe(|| self.drain_with_drivers(descriptor, budget)));
+        result.unwrap_or_else(|panic| {
+            // What the drivers hold may be half done: the next drain makes new ones.
+            *lock(&self.drivers) = None;
+            self.core.shared.counters.add(Counter::WorkerPanics, 1);
+            Err(Error::Worker(format!("the drain failed: {}", panic_text(&*panic))))
+        })
+    }
+
+    fn drain_with_drivers(&self, descriptor: RawFd, budget: usize) -> Result<usize, Error> {
         let current = self.descriptors.current();
         let mut drivers = lock(&self.drivers);
         let (encap, decap) = drivers.get_or_insert_with(|| self.new_drivers());
@@ -282,6 +311,16 @@ impl Engine {
             Some(index) => Ok(decap.drain(&current, &current.underlay().sockets()[index], budget).packets),
             None => Err(Error::Misuse(format!("descriptor: {descriptor} is none of descriptors()"))),
         }
+    }
+
+    /// Which offloads run, for people: names and how they stand.
+    pub fn offloads(&self) -> Vec<(String, String)> {
+        offloads::offloads(&self.descriptors.current())
+    }
+
+    /// What the kernel dropped at the descriptors, by name.
+    pub fn kernel_drops(&self) -> [(&'static str, u64); 3] {
+        offloads::kernel_drops(&self.descriptors.current())
     }
 
     fn new_drivers(&self) -> (EncapDriver, DecapDriver) {

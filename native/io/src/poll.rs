@@ -45,3 +45,11 @@ pub fn wait_writable(fd: RawFd, limit: Duration) -> bool {
     let ready = unsafe { libc::poll(&raw mut entry, 1, limit.as_millis() as libc::c_int) };
     ready > 0
 }
+
+/// Wait at most `limit`, in whole milliseconds and at least one, for something to receive.
+pub fn wait_readable(fd: RawFd, limit: Duration) -> bool {
+    let mut entry = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one valid entry.
+    let ready = unsafe { libc::poll(&raw mut entry, 1, limit.as_millis().max(1) as libc::c_int) };
+    ready > 0
+}

@@ -124,11 +124,17 @@ impl ReceiveRing {
                 continue;
             }
             let control = control::parse(header);
-            let Some(remote) = self.names[index].address() else { continue };
             let offset = index * STRIDE;
-            match datagram(socket, arena, offset, length, control, remote.ip(), remote.port()) {
+            let found = self.names[index]
+                .address()
+                .and_then(|remote| datagram(socket, arena, offset, length, control, remote.ip(), remote.port()));
+            match found {
                 Some(datagram) => datagrams.push(datagram),
-                None => counters.add(Counter::DropMalformedDatagram, 1),
+                None => {
+                    // The forwarder, which counts what it is given, never sees it.
+                    counters.add(Counter::UnderlayRxPackets, 1);
+                    counters.add(Counter::DropMalformedDatagram, 1);
+                }
             }
         }
         let mean = (octets / messages.max(1)).max(1);

@@ -4,7 +4,7 @@ use std::io;
 use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use crate::error::SystemError;
 use crate::name::{Name, unspecified};
@@ -39,9 +39,46 @@ impl SocketKind {
 /// Send and receive buffer in octets. As large as a few hundred superpackets, so that a burst waits in the kernel.
 const BUFFER_SIZE: libc::c_int = 7 << 20;
 
+/// What SO_MEMINFO gives, and which of it are the drops (sk_drops).
+const MEMINFO_VALUES: usize = 9;
+const MEMINFO_DROPS: usize = 8;
+
 /// Refusals in a row, without one accepted GSO message between, after which a socket stops to offer them. One peer
 /// behind a link smaller than its adjacency's MTU gets EINVAL or EMSGSIZE too, and must not take GSO from the rest.
 const GSO_REFUSALS: u32 = 64;
+
+/// Whether the kernel cuts superdatagrams on a socket (UDP_SEGMENT), and if not, why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Gso {
+    On,
+    /// This kind of socket, or this kernel, has none.
+    Unsupported,
+    /// The configuration says so.
+    Configured,
+    /// The start-up self-test saw damage.
+    SelfTest,
+    /// The device cannot: EIO.
+    Device,
+    /// Refused again and again.
+    Refused,
+}
+
+impl Gso {
+    const ALL: [Gso; 6] = [Gso::On, Gso::Unsupported, Gso::Configured, Gso::SelfTest, Gso::Device, Gso::Refused];
+
+    /// For people.
+    pub fn text(self) -> &'static str {
+        match self {
+            Gso::On => "on",
+            Gso::Unsupported => "off: this kernel has none",
+            Gso::Configured => "off: configured",
+            Gso::SelfTest => "off: the self-test failed",
+            Gso::Device => "off: the device refused it (EIO)",
+            Gso::Refused => "off: refused again and again (EINVAL or EMSGSIZE)",
+        }
+    }
+}
 
 /// A nonblocking socket.
 #[derive(Debug)]
@@ -50,7 +87,8 @@ pub struct Socket {
     kind: SocketKind,
     ipv6: bool,
     port: u16,
-    gso: AtomicBool,
+    gso: AtomicU8,
+    gro: bool,
     refusals: AtomicU32,
 }
 
@@ -73,13 +111,14 @@ impl Socket {
             let hint = if error.raw_os_error() == Some(libc::EPERM) { ": run as root or with CAP_NET_RAW" } else { "" };
             return Err(SystemError::new(format!("cannot open {what} over {version}{hint}"), error));
         }
-        let socket = Self {
+        let mut socket = Self {
             // SAFETY: the descriptor was just made and nothing else owns it.
             descriptor: unsafe { OwnedFd::from_raw_fd(descriptor) },
             kind,
             ipv6,
             port,
-            gso: AtomicBool::new(false),
+            gso: AtomicU8::new(Gso::Unsupported as u8),
+            gro: false,
             refusals: AtomicU32::new(0),
         };
         socket
@@ -101,7 +140,7 @@ impl Socket {
         Ok(socket)
     }
 
-    fn configure(&self, dont_fragment: bool) -> io::Result<()> {
+    fn configure(&mut self, dont_fragment: bool) -> io::Result<()> {
         // The path MTU is the configuration's: PROBE sets DF and ignores what a forged ICMP could have taught the
         // kernel (RFC 5927 section 7), so a stranger cannot shrink the tunnel. IKE's own port never sets DF: its
         // messages may be larger than a link.
@@ -129,8 +168,10 @@ impl Socket {
         }
         if self.kind == SocketKind::Nat {
             // A kernel that knows the options takes them: without, every datagram is a message of its own.
-            let _ = self.set(libc::SOL_UDP, libc::UDP_GRO, 1);
-            self.gso.store(self.set(libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok(), Ordering::Relaxed);
+            self.gro = self.set(libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
+            if self.set(libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok() {
+                self.gso.store(Gso::On as u8, Ordering::Relaxed);
+            }
         }
         Ok(())
     }
@@ -158,12 +199,40 @@ impl Socket {
 
     /// Whether messages may be sent as one superdatagram that the kernel cuts.
     pub fn takes_gso(&self) -> bool {
-        self.gso.load(Ordering::Relaxed)
+        self.gso.load(Ordering::Relaxed) == Gso::On as u8
     }
 
-    /// Never offer GSO on this socket.
-    pub fn disable_gso(&self) {
-        self.gso.store(false, Ordering::Relaxed);
+    /// Whether the kernel cuts superdatagrams, or why not.
+    pub fn gso(&self) -> Gso {
+        Gso::ALL[usize::from(self.gso.load(Ordering::Relaxed)) % Gso::ALL.len()]
+    }
+
+    /// Whether the kernel joins received datagrams (UDP_GRO).
+    pub fn gro(&self) -> bool {
+        self.gro
+    }
+
+    /// Never offer GSO on this socket again. The first reason stays.
+    pub fn disable_gso(&self, why: Gso) {
+        let (on, why) = (Gso::On as u8, why as u8);
+        let _ = self.gso.compare_exchange(on, why, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Datagrams that this socket had no room for and those with a wrong checksum, since it was opened.
+    pub fn kernel_drops(&self) -> u64 {
+        let mut values = [0u32; MEMINFO_VALUES];
+        let mut length = mem::size_of_val(&values) as libc::socklen_t;
+        // SAFETY: the kernel writes at most `length` octets to the array.
+        let result = unsafe {
+            libc::getsockopt(
+                self.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_MEMINFO,
+                values.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        if result < 0 { 0 } else { u64::from(values[MEMINFO_DROPS]) }
     }
 
     pub(crate) fn note_gso_taken(&self) {
@@ -175,8 +244,10 @@ impl Socket {
     /// EIO: the device cannot (no checksum offload before Linux 6.11), which every later message would hear again.
     pub(crate) fn note_gso_refused(&self, errno: i32) {
         let refusals = self.refusals.fetch_add(1, Ordering::Relaxed) + 1;
-        if errno == libc::EIO || refusals >= GSO_REFUSALS {
-            self.disable_gso();
+        if errno == libc::EIO {
+            self.disable_gso(Gso::Device);
+        } else if refusals >= GSO_REFUSALS {
+            self.disable_gso(Gso::Refused);
         }
     }
 }

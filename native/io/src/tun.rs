@@ -3,9 +3,7 @@
 use std::ffi::CString;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use dsvpn_wire::virtio::GSO_UDP_L4;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use crate::error::SystemError;
 
@@ -33,11 +31,23 @@ const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 pub struct Tun {
     descriptor: OwnedFd,
     name: String,
-    udp_offload: bool,
-    /// A superpacket of TCP, of UDP, was refused: segments of that kind are written one by one from then on.
-    refuses_tcp: AtomicBool,
-    refuses_udp: AtomicBool,
+    offload: libc::c_ulong,
+    /// By gso_type of the virtio header, a bit: a superpacket of that kind was refused, and its segments are written
+    /// one by one from then on.
+    refused: AtomicU8,
+    /// Somebody took the device away.
+    gone: AtomicBool,
 }
+
+/// What is asked for, the best first: kernels before 6.2 know no UDP segmentation offload, and a device without TCP
+/// segmentation offload still gives packets, each by itself.
+const OFFLOADS: [libc::c_ulong; 5] = [
+    OFFLOAD_CSUM | OFFLOAD_TSO4 | OFFLOAD_TSO6 | OFFLOAD_USO4 | OFFLOAD_USO6,
+    OFFLOAD_CSUM | OFFLOAD_TSO4 | OFFLOAD_TSO6,
+    OFFLOAD_CSUM | OFFLOAD_TSO4,
+    OFFLOAD_CSUM,
+    0,
+];
 
 /// Check a device name as the kernel does, and refuse the templates ("tun%d") that it would expand.
 pub fn check_device_name(name: &str) -> Result<(), String> {
@@ -98,14 +108,9 @@ impl Tun {
                 io::Error::last_os_error(),
             ));
         }
-        let tcp = OFFLOAD_CSUM | OFFLOAD_TSO4 | OFFLOAD_TSO6;
-        set_offload(&descriptor, tcp).map_err(|error| {
-            SystemError::new(format!("network device {name} takes no TCP segmentation offload"), error)
-        })?;
-        // Kernels before 6.2 know no UDP segmentation offload; TCP alone is what they get.
-        let udp_offload = set_offload(&descriptor, tcp | OFFLOAD_USO4 | OFFLOAD_USO6).is_ok();
-        let (refuses_tcp, refuses_udp) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { descriptor, name: name.to_owned(), udp_offload, refuses_tcp, refuses_udp })
+        let offload = OFFLOADS.into_iter().find(|offload| set_offload(&descriptor, *offload).is_ok()).unwrap_or(0);
+        let (refused, gone) = (AtomicU8::new(0), AtomicBool::new(false));
+        Ok(Self { descriptor, name: name.to_owned(), offload, refused, gone })
     }
 
     pub fn name(&self) -> &str {
@@ -114,21 +119,29 @@ impl Tun {
 
     /// Whether the device takes and gives UDP superpackets.
     pub fn udp_offload(&self) -> bool {
-        self.udp_offload
+        self.offload & OFFLOAD_USO4 != 0
+    }
+
+    /// The offloads that the device gives, for people: "tso4 tso6 uso", or "none".
+    pub fn offloads(&self) -> String {
+        let names = [(OFFLOAD_CSUM, "csum"), (OFFLOAD_TSO4, "tso4"), (OFFLOAD_TSO6, "tso6"), (OFFLOAD_USO4, "uso")];
+        let given: Vec<&str> = names.iter().filter(|(bit, _)| self.offload & bit != 0).map(|(_, name)| *name).collect();
+        if given.is_empty() { String::from("none") } else { given.join(" ") }
     }
 
     /// Whether this kernel takes superpackets with this `gso_type` of the virtio header.
     pub fn takes_superpackets(&self, gso_type: u8) -> bool {
-        !self.refusal(gso_type).load(Ordering::Relaxed)
+        self.refused.load(Ordering::Relaxed) & refusal(gso_type) == 0
     }
 
     /// Remember that this kernel refuses superpackets of a kind that it should take.
     pub fn refuse_superpackets(&self, gso_type: u8) {
-        self.refusal(gso_type).store(true, Ordering::Relaxed);
+        self.refused.fetch_or(refusal(gso_type), Ordering::Relaxed);
     }
 
-    fn refusal(&self, gso_type: u8) -> &AtomicBool {
-        if gso_type == GSO_UDP_L4 { &self.refuses_udp } else { &self.refuses_tcp }
+    /// Remember that the device was taken away. True the first time.
+    pub fn note_gone(&self) -> bool {
+        !self.gone.swap(true, Ordering::Relaxed)
     }
 
     /// Read one virtio header and the packet behind it. None when no packet waits.
@@ -170,6 +183,11 @@ impl AsRawFd for Tun {
     fn as_raw_fd(&self) -> RawFd {
         self.descriptor.as_raw_fd()
     }
+}
+
+/// The bit of a gso_type, whose highest bit is the ECN mark and no kind.
+fn refusal(gso_type: u8) -> u8 {
+    1 << (gso_type & 7)
 }
 
 fn set_offload(descriptor: &OwnedFd, offload: libc::c_ulong) -> io::Result<()> {

@@ -1,21 +1,44 @@
 //! Writes packets of a batch to the TUN devices, by reference to the arena that they lie in.
 
 use std::io::IoSlice;
+use std::mem;
 
 use dsvpn_dataplane::{Counter, Counters, TunBatch, TunPacket};
 
 use crate::descriptors::Descriptors;
 use crate::tun::Tun;
 
-/// Write every packet of a batch to the device of its tunnel. What the device refuses is counted.
-pub fn write_batch(
+/// Writes batches, with the storage that it takes.
+#[derive(Default)]
+pub struct TunOutput {
+    /// The parts of one packet; empty between batches.
+    parts: Vec<IoSlice<'static>>,
+    scratch: Vec<u8>,
+}
+
+impl TunOutput {
+    pub fn new() -> Self {
+        Self { parts: Vec::with_capacity(TunBatch::MAX_SLICES + 1), scratch: Vec::new() }
+    }
+
+    /// Write every packet of a batch to the device of its tunnel. What the device refuses is counted.
+    pub fn write_batch(&mut self, descriptors: &Descriptors, arena: &[u8], batch: &TunBatch, counters: &Counters) {
+        let mut parts: Vec<IoSlice<'_>> = mem::take(&mut self.parts);
+        write_packets(descriptors, arena, batch, &mut parts, &mut self.scratch, counters);
+        parts.clear();
+        // An empty vector refers to nothing, so its storage can serve the next batch: collecting it in place keeps it.
+        self.parts = parts.into_iter().map(|_| IoSlice::new(&[])).collect();
+    }
+}
+
+fn write_packets<'a>(
     descriptors: &Descriptors,
-    arena: &[u8],
-    batch: &TunBatch,
+    arena: &'a [u8],
+    batch: &'a TunBatch,
+    parts: &mut Vec<IoSlice<'a>>,
     scratch: &mut Vec<u8>,
     counters: &Counters,
 ) {
-    let mut parts: Vec<IoSlice<'_>> = Vec::with_capacity(TunBatch::MAX_SLICES + 1);
     for packet in &batch.packets {
         let Some(tun) = descriptors.tun(packet.tunnel) else {
             counters.add(Counter::DropNoTunnel, u64::from(packet.segments));
@@ -36,7 +59,7 @@ pub fn write_batch(
             write_single(tun, arena, batch, packet, scratch, counters);
             continue;
         }
-        match tun.write(&parts) {
+        match tun.write(parts) {
             Ok(()) => {}
             // Some kernels refuse sound superpackets with a short tail: Linux commit e269d79c7d35 and its backports.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) && packet.segments > 1 => {

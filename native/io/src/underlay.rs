@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use dsvpn_dataplane::Encapsulation;
 
 use crate::error::SystemError;
-use crate::socket::{Socket, SocketKind};
+use crate::gso_selftest::{self, Outcome};
+use crate::socket::{Gso, Socket, SocketKind};
 
 /// What [`Underlay::open`] binds.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +26,7 @@ pub struct UnderlayConfig {
 #[derive(Debug, Default)]
 pub struct Underlay {
     sockets: Vec<Socket>,
+    self_test: Option<Outcome>,
 }
 
 impl Underlay {
@@ -42,7 +44,7 @@ impl Underlay {
                 match Socket::open(*kind, ipv6, *port, config.dont_fragment) {
                     Ok(socket) => {
                         if !config.udp_gso {
-                            socket.disable_gso();
+                            socket.disable_gso(Gso::Configured);
                         }
                         sockets.push(socket);
                     }
@@ -55,7 +57,28 @@ impl Underlay {
                 }
             }
         }
-        Ok(Self { sockets })
+        let mut underlay = Self { sockets, self_test: None };
+        underlay.test_gso(config);
+        Ok(underlay)
+    }
+
+    /// See over loopback whether the kernel cuts as it should; if not, no socket offers it anything to cut.
+    fn test_gso(&mut self, config: &UnderlayConfig) {
+        if !self.sockets.iter().any(Socket::takes_gso) {
+            return;
+        }
+        let outcome = gso_selftest::run(config.ipv4, config.ipv6);
+        if matches!(outcome, Outcome::Failed(_)) {
+            for socket in &self.sockets {
+                socket.disable_gso(Gso::SelfTest);
+            }
+        }
+        self.self_test = Some(outcome);
+    }
+
+    /// What the self-test of UDP GSO found; `None` if nothing asked for GSO.
+    pub fn self_test(&self) -> Option<&Outcome> {
+        self.self_test.as_ref()
     }
 
     pub fn sockets(&self) -> &[Socket] {

@@ -1,5 +1,6 @@
 //! Native threads that own the descriptors: one per direction, run to completion, asleep in poll when idle.
 
+use std::any::Any;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -89,15 +90,15 @@ impl Workers {
                 }
                 Ok(())
             }))
-            .unwrap_or_else(|panic| {
-                let text = panic.downcast_ref::<String>().map(String::as_str);
-                Err(text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("panic").to_owned())
-            });
+            .unwrap_or_else(|panic| Err(panic_text(&*panic)));
             if result.is_err() {
                 shared.counters.add(Counter::WorkerPanics, 1);
+            }
+            // Before the alarm: whoever hears it and finds nobody ended would not look again.
+            signals.take(direction, u64::MAX);
+            if result.is_err() {
                 alarm.signal();
             }
-            signals.take(direction, u64::MAX);
             result
         })?;
         self.threads.push((DIRECTIONS[direction], thread));
@@ -123,7 +124,9 @@ impl Workers {
 
     /// Why a worker ended before it was told to: "encap: …".
     pub fn failure(&mut self) -> Option<String> {
-        let index = self.threads.iter().position(|(_, thread)| thread.is_finished())?;
+        let taken = *self.signals.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = |name: &str| DIRECTIONS.iter().zip(taken).any(|(of, taken)| *of == name && taken == u64::MAX);
+        let index = self.threads.iter().position(|(direction, _)| ended(direction))?;
         let (direction, thread) = self.threads.remove(index);
         outcome(direction, thread)
     }
@@ -145,6 +148,12 @@ impl Drop for Workers {
         // The panic hook has said it, and the counter keeps it.
         let _ = self.stop();
     }
+}
+
+/// What a panic said.
+pub fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("panic").to_owned()
 }
 
 fn outcome(direction: &str, thread: JoinHandle<Result<(), String>>) -> Option<String> {

@@ -1,5 +1,6 @@
 //! The data plane of a gateway process.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -30,7 +31,7 @@ impl Dataplane {
         }
         let core = Arc::new(Core::default());
         let engine = Engine::new(Arc::clone(&core)).map_err(raise)?;
-        Ok(PyClassInitializer::from(Tables { core, null: false }).add_subclass(Self { engine }))
+        Ok(PyClassInitializer::from(Tables { core }).add_subclass(Self { engine }))
     }
 
     /// The backend that new keys get, for people: "dsvpn (VAES+AVX2)", "ring (VAES+AVX2)".
@@ -102,6 +103,16 @@ impl Dataplane {
     /// Send an NHRP packet through an adjacency, sealed as its data is. False if it cannot carry it now.
     fn send_nhrp(&self, adjacency: i64, packet: &[u8]) -> PyResult<bool> {
         Ok(self.engine.send_nhrp(integer("adjacency", adjacency)?, packet))
+    }
+
+    /// Which offloads run: names and how they stand, for people.
+    fn offloads(&self) -> BTreeMap<String, String> {
+        self.engine.offloads().into_iter().collect()
+    }
+
+    /// What the kernel dropped at the descriptors, by name, since they were opened.
+    fn kernel_drops(&self) -> BTreeMap<&'static str, u64> {
+        self.engine.kernel_drops().into_iter().collect()
     }
 
     /// Descriptors to watch for reading when no workers run; each goes to `drain`. Empty while workers run.

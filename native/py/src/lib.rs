@@ -9,6 +9,10 @@ mod punt;
 mod stages;
 mod tables;
 
+// It asks for huge pages, which the system's allocator does only when its environment says so.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The data plane: batch forwarder between a TUN and the underlay.
 #[pyo3::pymodule(gil_used = true)]
 mod _native {
@@ -21,14 +25,16 @@ mod _native {
     #[pymodule_export]
     use crate::punt::Punt;
     #[pymodule_export]
-    use crate::stages::{Cipher, ReplayWindow, checksum, coalesce, segment};
+    use crate::stages::{Cipher, ReplayWindow, checksum, coalesce, parse_gre, segment, write_gre};
     #[pymodule_export]
     use crate::tables::Tables;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        dsvpn_io::huge_pages::ask();
         dsvpn_io::aead::install();
         dsvpn_io::checksum::install();
+        dsvpn_io::prefetch::install();
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         module.add("BUILD_PROFILE", if cfg!(debug_assertions) { "debug" } else { "release" })
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dsvpn_dataplane::{
     Datagram, DatagramKind, Decap, DecapConfig, Encap, EncapConfig, Encapsulation, GsoLimits, PacketMeta, SendBatch,
-    TablesReader, TunBatch, TunPacket,
+    TablesReader, TunBatch, TunPacket, stages,
 };
 use dsvpn_io::Core;
 use dsvpn_wire::virtio::VirtioNetHeader;
@@ -141,7 +141,7 @@ impl MemoryForwarder {
             tunnels: 0,
         };
         let forwarder = Self { state: Mutex::new(state) };
-        Ok(PyClassInitializer::from(Tables { core, null: true }).add_subclass(forwarder))
+        Ok(PyClassInitializer::from(Tables { core }).add_subclass(forwarder))
     }
 
     /// Add a tunnel without a device and give its id. It is in force after `commit()`.
@@ -309,6 +309,25 @@ impl MemoryForwarder {
         let found = tables.tunnel(tunnel).ok_or_else(|| misuse(dsvpn_dataplane::TablesError::UnknownTunnel(tunnel)))?;
         for (address, next_hop) in addresses.iter().zip(next_hops) {
             *next_hop = found.v6.lookup(u128::from_be_bytes(*address)).unwrap_or(u32::MAX);
+        }
+        Ok(())
+    }
+
+    /// Follow next hops to their adjacencies. `spis` gets the SPI of each one's outbound SA, 0 without one.
+    fn lookup_adjacencies(
+        slf: PyRef<'_, Self>,
+        next_hops: PyReadonlyArray1<'_, u32>,
+        mut spis: PyReadwriteArray1<'_, u32>,
+    ) -> PyResult<()> {
+        let (next_hops, spis) = (slice("next_hops", &next_hops)?, slice_mut("spis", &mut spis)?);
+        if next_hops.len() != spis.len() {
+            return Err(PyValueError::new_err("spis: must have one entry per next hop"));
+        }
+        let state = slf.state();
+        let Some(tables) = state.reader.enter() else { return Ok(()) };
+        for (next_hop, spi) in next_hops.iter().zip(spis) {
+            let outbound = stages::adjacency(&tables, *next_hop).and_then(|adjacency| adjacency.outbound.as_ref());
+            *spi = outbound.map_or(0, |sa| sa.spi);
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use dsvpn_dataplane::{ICV_LENGTH, MAX_REPLAY_WINDOW, PacketMeta, TablesError, TunBatch, stages};
 use dsvpn_wire::checksum as internet;
+use dsvpn_wire::gre::{self, GreHeader};
 use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray1};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -53,7 +54,7 @@ impl Cipher {
 impl Cipher {
     #[new]
     fn new(suite: &str, keymat: &[u8]) -> PyResult<Self> {
-        dsvpn_dataplane::Cipher::new(convert::suite(suite, true)?, keymat).map(Self).map_err(misuse)
+        dsvpn_dataplane::Cipher::new(convert::suite(suite)?, keymat).map(Self).map_err(misuse)
     }
 
     /// Encrypt every record in place and write its ICV behind it.
@@ -165,4 +166,45 @@ pub fn segment(
         metas.extend(packet_meta(&out, start));
     });
     Ok((octets(py, out), record_table(py, &metas)?))
+}
+
+/// Write a GRE header (RFC 2890) at every offset.
+#[pyfunction]
+#[pyo3(signature = (arena, offsets, *, key, protocol))]
+pub fn write_gre(
+    mut arena: PyReadwriteArray1<'_, u8>,
+    offsets: PyReadonlyArray1<'_, u32>,
+    key: Option<i64>,
+    protocol: i64,
+) -> PyResult<()> {
+    let (arena, offsets) = (slice_mut("arena", &mut arena)?, slice("offsets", &offsets)?);
+    let key = key.map(|key| integer("key", key)).transpose()?;
+    let protocol = integer("protocol", protocol)?;
+    let length = gre::header_length(key);
+    for (row, offset) in offsets.iter().enumerate() {
+        let start = *offset as usize;
+        let place = arena.get_mut(start..start.saturating_add(length)).ok_or_else(|| out_of_bounds(row))?;
+        place.copy_from_slice(&GreHeader::write(key, protocol)[..length]);
+    }
+    Ok(())
+}
+
+/// Read the GRE header of every record (offset, length). `lengths` gets the octets of each, 0 for one that is refused.
+#[pyfunction]
+pub fn parse_gre(
+    arena: PyReadonlyArray1<'_, u8>,
+    records: PyReadonlyArray2<'_, u32>,
+    mut lengths: PyReadwriteArray1<'_, u32>,
+) -> PyResult<()> {
+    let (arena, lengths) = (slice("arena", &arena)?, slice_mut("lengths", &mut lengths)?);
+    let records = rows::<u32, 2>("records", &records)?;
+    if lengths.len() != records.len() {
+        return Err(PyValueError::new_err("lengths: must have one entry per record"));
+    }
+    for (row, ([offset, length], found)) in records.iter().zip(lengths).enumerate() {
+        let start = *offset as usize;
+        let packet = arena.get(start..start.saturating_add(*length as usize)).ok_or_else(|| out_of_bounds(row))?;
+        *found = GreHeader::parse(packet).map_or(0, |header| header.length as u32);
+    }
+    Ok(())
 }

@@ -14,8 +14,6 @@ use crate::convert::{integer, integers, misuse};
 #[pyclass(module = "dsvpn_native", subclass, frozen)]
 pub struct Tables {
     pub core: Arc<Core>,
-    /// Whether the null cipher may be named, in a build that has it.
-    pub null: bool,
 }
 
 pub fn tunnel_config(
@@ -100,7 +98,7 @@ impl Tables {
         replay_window: i64,
     ) -> PyResult<()> {
         let (spi, window) = (integer("spi", spi)?, integer("replay_window", replay_window)?);
-        let (suite, adjacencies) = (convert::suite(suite, self.null)?, integers("adjacencies", &adjacencies)?);
+        let (suite, adjacencies) = (convert::suite(suite)?, integers("adjacencies", &adjacencies)?);
         self.core.writer().add_inbound_sa(spi, suite, keymat, &adjacencies, esn, window).map_err(misuse)
     }
 
@@ -110,7 +108,7 @@ impl Tables {
 
     fn set_outbound_sa(&self, spi: i64, suite: &str, keymat: &[u8], adjacencies: Vec<i64>, esn: bool) -> PyResult<()> {
         let (spi, adjacencies) = (integer("spi", spi)?, integers("adjacencies", &adjacencies)?);
-        let suite = convert::suite(suite, self.null)?;
+        let suite = convert::suite(suite)?;
         self.core.writer().set_outbound_sa(spi, suite, keymat, &adjacencies, esn).map_err(misuse)
     }
 
@@ -120,7 +118,7 @@ impl Tables {
 
     /// Put all commands since the last commit into force, and wait until no vector in flight sees the old tables.
     fn commit(&self, py: Python<'_>) {
-        py.detach(|| self.core.writer().commit());
+        py.detach(|| self.core.commit());
     }
 
     /// Totals and every drop reason ("drop_..."), by name, since the start.

@@ -15,7 +15,9 @@ from dsvpn_native._native import (
     __version__,
     checksum,
     coalesce,
+    parse_gre,
     segment,
+    write_gre,
 )
 
 __all__ = [
@@ -31,5 +33,7 @@ __all__ = [
     "__version__",
     "checksum",
     "coalesce",
+    "parse_gre",
     "segment",
+    "write_gre",
 ]

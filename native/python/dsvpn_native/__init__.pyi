@@ -24,7 +24,9 @@ __all__ = [
     "__version__",
     "checksum",
     "coalesce",
+    "parse_gre",
     "segment",
+    "write_gre",
 ]
 
 __version__: str
@@ -39,8 +41,9 @@ class Punt:
     #: "ike": a datagram of port 500 or (marker removed) 4500. "nhrp": the NHRP packet behind the GRE header.
     #: "miss": a packet used a next hop with resolve=True (`data`: packed destination address). "redirect": a packet
     #: came from one peer of a redirecting tunnel and leaves to another (`data`: its head, `adjacency`: the peer that
-    #: it came from). "moved": authenticated ESP came from another address than the adjacency has.
-    kind: Literal["ike", "nhrp", "miss", "redirect", "moved"]
+    #: it came from). "moved": authenticated ESP came from another address than the adjacency has. "gone": the tunnel's
+    #: network device was taken away, and nothing of that tunnel is forwarded any more.
+    kind: Literal["ike", "nhrp", "miss", "redirect", "moved", "gone"]
     #: Tunnel id, -1 where it does not apply ("ike").
     tunnel: int
     #: Adjacency that the packet came from, -1 when none is known (plain GRE of a stranger, "ike", "miss").
@@ -159,6 +162,17 @@ class Dataplane(Tables):
     def send_nhrp(self, adjacency: int, packet: bytes) -> bool:
         """Send an NHRP packet through an adjacency, sealed as its data is. False if it cannot carry it now."""
 
+    def offloads(self) -> dict[str, str]:
+        """Which offloads run, by name, and how they stand: "on", or "off: " and why. For people."""
+
+    def kernel_drops(self) -> dict[str, int]:
+        """What the kernel dropped before the data plane saw it, since the descriptors were opened.
+
+        "drop_socket_queue": datagrams for which the sockets had no room, or with a wrong checksum. "drop_tun_queue":
+        packets that came to the TUN devices faster than they were read. "drop_tun_backlog": packets that were written
+        to the TUN devices and for which the host's input queue had no room. Reads the system: not for every packet.
+        """
+
     # -- drivers --------------------------------------------------------------------------------------------
     def descriptors(self) -> list[tuple[int, Literal["encap", "decap"]]]:
         """Descriptors to watch for reading when no workers run; each goes to `drain`. Empty while workers run."""
@@ -166,7 +180,7 @@ class Dataplane(Tables):
     def drain(self, descriptor: int, budget: int) -> int:
         """Forward at most `budget` vectors from one descriptor, until it has no more. Gives packets taken in.
 
-        OSError (ENODEV) if the TUN was taken away: it must not be watched any more.
+        OSError (ENODEV) if the TUN was taken away: it must not be watched any more. RuntimeError for a defect.
         """
 
     def start_workers(self) -> None:
@@ -190,11 +204,7 @@ class Dataplane(Tables):
 
 @final
 class MemoryForwarder(Tables):
-    """Encapsulation and decapsulation between NumPy arenas, with the tables of a data plane and no descriptor.
-
-    A build with the cargo feature "bench" also takes the suite "null", which shows the cost of everything but
-    cryptography.
-    """
+    """Encapsulation and decapsulation between NumPy arenas, with the tables of a data plane and no descriptor."""
 
     def __new__(
         cls,
@@ -250,6 +260,9 @@ class MemoryForwarder(Tables):
 
     def lookup_ipv6(self, tunnel: int, addresses: npt.NDArray[np.uint8], next_hops: npt.NDArray[np.uint32]) -> None:
         """Look addresses (rows of 16 octets) up in a tunnel's FIB. 0xFFFFFFFF: no route."""
+
+    def lookup_adjacencies(self, next_hops: npt.NDArray[np.uint32], spis: npt.NDArray[np.uint32]) -> None:
+        """Follow next hops to their adjacencies. `spis` gets the SPI of each one's outbound SA, 0 without one."""
 
 @final
 class EncapResult:
@@ -343,3 +356,14 @@ def segment(
     arena: npt.NDArray[np.uint8], packets: npt.NDArray[np.uint32]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint32]]:
     """Cut superpackets into packets. Gives an arena and its rows of TUN packets."""
+
+def write_gre(
+    arena: npt.NDArray[np.uint8], offsets: npt.NDArray[np.uint32], *, key: int | None, protocol: int
+) -> None:
+    """Write a GRE header (RFC 2890) at every offset."""
+
+def parse_gre(
+    arena: npt.NDArray[np.uint8], records: npt.NDArray[np.uint32], lengths: npt.NDArray[np.uint32]
+) -> None:
+    """Read the GRE header of every record (row of offset and length). `lengths` gets the octets of each, 0 for one that
+    is refused."""

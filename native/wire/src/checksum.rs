@@ -177,7 +177,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(200))]
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 200 }))]
 
         #[test]
         fn agrees_with_the_plain_sum(octets in prop::collection::vec(any::<u8>(), 0..700), split in 0usize..700) {

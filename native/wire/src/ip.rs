@@ -242,7 +242,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(500))]
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 500 }))]
 
         #[test]
         fn anything_is_parsed_or_refused(mut octets in prop::collection::vec(any::<u8>(), 0..200), version in 0u8..3) {

@@ -7,7 +7,8 @@ use dsvpn_wire::icmp;
 use dsvpn_wire::ip::{IpPacket, read_u128};
 use dsvpn_wire::read_u32;
 
-use super::{Encap, REDIRECT_HEAD, Vector, resolve};
+use super::lookahead::resolve;
+use super::{Encap, REDIRECT_HEAD, Vector};
 use crate::counters::Counter;
 use crate::limiter::WordHasher;
 use crate::punt::{Punt, PuntKind};
@@ -73,7 +74,7 @@ impl Encap {
         destination: u128,
     ) {
         let source = if packet.version == 4 { u128::from(read_u32(octets, 12)) } else { read_u128(octets, 8) };
-        let Some(from) = resolve(vector, packet.version, source).adjacency else {
+        let Some(from) = resolve(vector.tables, vector.tunnel, packet.version, source).adjacency else {
             return;
         };
         if from.id == adjacency.id {
