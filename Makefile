@@ -15,6 +15,10 @@ WITH_CARGO = export PATH="$$(.ci/setup cargo):$$PATH";
 NATIVE_SOURCES := $(shell find native -name target -prune -o \( -name '*.rs' -o -name 'Cargo.*' -o -name '*.toml' -o -name '*.pyi' \) -print)
 PYTHON_SOURCES := $(shell find dsvpn -name '*.py' -o -name '*.pxd' -o -name 'py.typed')
 RUST_TESTS := -p dsvpn-wire -p dsvpn-dataplane -p dsvpn-io
+FUZZ_TARGETS := encap decap split coalesce headers
+# Miri cannot call ring, which is C and assembly, and takes many minutes for properties or for a million of anything.
+MIRI_SKIPS := $(addprefix --skip ,aead agree anything infers_any fragments_put slots_run_out a_million_routes largest_sums \
+  once_per_interval)
 
 ## help: list the targets
 .PHONY: help
@@ -42,7 +46,33 @@ test: $(STAMPS)/lab-packages $(STAMPS)/test-packages $(STAMPS)/tools setup
 test-interop: $(STAMPS)/lab-packages $(STAMPS)/interop-packages $(STAMPS)/tools setup
 	$(BIN)/pytest tests/interop
 
-## bench: every benchmark against every peer, into build/bench (root, long)
+## fuzz: every fuzz target for TIME seconds (nightly Rust, cargo-fuzz)
+.PHONY: fuzz
+fuzz: TIME := 60
+fuzz:
+	@$(WITH_CARGO) cargo +nightly fuzz --version >/dev/null 2>&1 || { \
+	  echo "fuzz: needs a nightly toolchain and cargo-fuzz: rustup toolchain install nightly; cargo install cargo-fuzz" >&2; exit 1; }
+	$(WITH_CARGO) cd native/fuzz; for target in $(FUZZ_TARGETS); do \
+	  mkdir -p ../../build/fuzz/$$target; echo "fuzzing $$target for $(TIME) s"; \
+	  cargo +nightly fuzz run --fuzz-dir . $$target ../../build/fuzz/$$target corpus/$$target -- \
+	    -max_total_time=$(TIME) -max_len=600 -timeout=20 -print_final_stats=1; done
+
+## sanitize: the Rust tests under AddressSanitizer, and the pure crates under Miri (nightly Rust)
+.PHONY: sanitize
+sanitize:
+	@$(WITH_CARGO) rustc +nightly --version >/dev/null 2>&1 || { \
+	  echo "sanitize: needs a nightly toolchain: rustup toolchain install nightly" >&2; exit 1; }
+	@echo "sanitize: AddressSanitizer over wire, dataplane and io"
+	$(WITH_CARGO) RUSTFLAGS=-Zsanitizer=address PROPTEST_CASES=200 cargo +nightly test --quiet --locked $(SANITIZE) \
+	  --manifest-path native/Cargo.toml --target "$$(rustc +nightly -vV | sed -n 's/^host: //p')" $(RUST_TESTS)
+	@$(WITH_CARGO) if cargo +nightly miri --version >/dev/null 2>&1; then \
+	  echo "sanitize: Miri over the unit tests of wire and dataplane, but for properties and what calls ring"; \
+	else echo "sanitize: Miri is not installed (rustup +nightly component add miri rust-src): AddressSanitizer ran alone"; fi
+	@$(WITH_CARGO) if cargo +nightly miri --version >/dev/null 2>&1; then export MIRIFLAGS=-Zmiri-disable-isolation; set -x; \
+	  cargo +nightly miri test --quiet --locked --manifest-path native/Cargo.toml $(SANITIZE) -p dsvpn-wire --lib -- $(MIRI_SKIPS); \
+	  cargo +nightly miri test --quiet --locked --manifest-path native/Cargo.toml $(SANITIZE) -p dsvpn-dataplane --lib -- $(MIRI_SKIPS); fi
+
+## bench: every benchmark against every peer, into build/bench (root, about 35 minutes)
 .PHONY: bench
 bench: $(STAMPS)/bench
 	$(BIN)/python -m bench full $(BENCH)
@@ -101,6 +131,7 @@ $(STAMPS)/dsvpn: pyproject.toml setup.py $(PYTHON_SOURCES) $(STAMPS)/native
 
 $(STAMPS)/bench: pyproject.toml $(STAMPS)/lab-packages $(STAMPS)/bench-packages $(STAMPS)/dsvpn
 	@$(PIP) install '.[bench]'
+	@$(BIN)/python -m bench build
 	@touch $@
 
 $(STAMPS)/tools: pyproject.toml | $(STAMPS)/dsvpn
