@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,7 @@ class Native:
     version: str | None
     aead: str | None
     missing: str | None
+    older_than_sources: bool = False
 
 
 def native() -> Native:
@@ -83,9 +86,23 @@ def native() -> Native:
     try:
         import dsvpn_native
 
-        return Native(dsvpn_native.BUILD_PROFILE, dsvpn_native.__version__, dsvpn_native.Dataplane().aead_backend, None)
-    except (ImportError, AttributeError, OSError) as error:
+        made = max(file.stat().st_mtime for file in Path(dsvpn_native.__file__).parent.glob("*.so"))
+        older = any(file.stat().st_mtime > made for file in (ROOT / "native").glob("*/src/**/*.rs"))
+        backend = dsvpn_native.Dataplane().aead_backend
+        return Native(dsvpn_native.BUILD_PROFILE, dsvpn_native.__version__, backend, None, older)
+    except (ImportError, AttributeError, OSError, ValueError) as error:
         return Native(None, None, None, f"dsvpn_native: {error}")
+
+
+def python(*first: Path) -> list[str]:
+    """The beginning of a command that runs Python with the modules of `first`, this checkout, and the `dsvpn` and the
+    `dsvpn_native` of this process."""
+    import dsvpn
+
+    path = [*first, ROOT, Path(dsvpn.__file__).parent.parent]
+    if (found := find_spec("dsvpn_native")) is not None and found.origin is not None:
+        path.append(Path(found.origin).parent.parent)
+    return ["env", f"PYTHONPATH={os.pathsep.join(dict.fromkeys(map(str, path)))}", sys.executable, "-P"]
 
 
 def require_release(*, allow_debug: bool) -> None:
@@ -103,6 +120,8 @@ def describe() -> dict[str, Any]:
         warnings.append(f"the machine was busy before the run: {share:.0%} of its cores in use by others")
     if found.profile == "debug":
         warnings.append("dsvpn_native is a debug build: its figures mean nothing")
+    if found.older_than_sources:
+        warnings.append("dsvpn_native is older than its sources: run `make setup`")
     if found.missing:
         warnings.append(f"dsvpn was not measured: {found.missing}")
     return {

@@ -1,56 +1,120 @@
-"""Results (JSON) as a Markdown page and PNG plots: `python -m bench report [FILE...]`."""
+"""Results (JSON) as a Markdown page and PNG plots: `python -m bench report [--publish PAGE] [FILE...]`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench import plots, targets
+from bench.statistics import summarize
+
 Result = dict[str, Any]
 
-#: Figure, heading, how its value is written, whether more is better.
-_FIGURES: tuple[tuple[str, str, Callable[[float], str], bool], ...] = (
-    ("tcp_1_bits_per_second", "TCP 1 stream, Gb/s", lambda v: f"{v / 1e9:.2f}", True),
-    ("tcp_4_bits_per_second", "TCP 4 streams, Gb/s", lambda v: f"{v / 1e9:.2f}", True),
-    ("tcp_1_reverse_bits_per_second", "TCP 1 stream, other direction, Gb/s", lambda v: f"{v / 1e9:.2f}", True),
-    ("tcp_4_reverse_bits_per_second", "TCP 4 streams, other direction, Gb/s", lambda v: f"{v / 1e9:.2f}", True),
-    ("tcp_1_both_bits_per_second", "TCP both directions at once, sum, Gb/s", lambda v: f"{v / 1e9:.2f}", True),
-    ("tcp_1_routed_bits_per_second", "TCP 1 stream, routed, no GSO, Gb/s", lambda v: f"{v / 1e9:.2f}", True),
-    ("quic_bits_per_second", "UDP 1200 B with UDP_SEGMENT, loss at most 1 %, Gb/s", lambda v: f"{v / 1e9:.2f}", True),
-    ("udp_64_packets_per_second", "UDP 64 B, no loss, kpps", lambda v: f"{v / 1e3:.0f}", True),
-    ("tcp_1_cores_per_gbps", "gateway cores per Gb/s, 1 stream", lambda v: f"{v:.3f}", False),
-    ("tcp_4_cores_per_gbps", "gateway cores per Gb/s, 4 streams", lambda v: f"{v:.3f}", False),
-    ("tcp_1_machine_cores_per_gbps", "all cores per Gb/s, 1 stream", lambda v: f"{v:.3f}", False),
-    ("rtt_idle_p50_seconds", "RTT idle p50, ms", lambda v: f"{v * 1e3:.3f}", False),
-    ("rtt_idle_p99_seconds", "RTT idle p99, ms", lambda v: f"{v * 1e3:.3f}", False),
-    ("rtt_loaded_p50_seconds", "RTT under 4 streams p50, ms", lambda v: f"{v * 1e3:.2f}", False),
-    ("rtt_loaded_p99_seconds", "RTT under 4 streams p99, ms", lambda v: f"{v * 1e3:.2f}", False),
-    ("tcp_1_retransmits", "TCP 1 stream, retransmissions", lambda v: f"{v:.0f}", False),
-    ("tcp_4_retransmits", "TCP 4 streams, retransmissions", lambda v: f"{v:.0f}", False),
-    ("udp_64_reordered", "UDP 64 B, datagrams reordered", lambda v: f"{v:.0f}", False),
+#: Figure, heading, how its value is written.
+_FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("tcp_1_bits_per_second", "TCP 1 stream, Gb/s", lambda v: f"{v / 1e9:.2f}"),
+    ("tcp_4_bits_per_second", "TCP 4 streams, Gb/s", lambda v: f"{v / 1e9:.2f}"),
+    ("tcp_1_reverse_bits_per_second", "TCP 1 stream, other direction, Gb/s", lambda v: f"{v / 1e9:.2f}"),
+    ("tcp_4_reverse_bits_per_second", "TCP 4 streams, other direction, Gb/s", lambda v: f"{v / 1e9:.2f}"),
+    ("tcp_1_both_bits_per_second", "TCP both directions at once, sum, Gb/s", lambda v: f"{v / 1e9:.2f}"),
+    ("tcp_1_routed_bits_per_second", "TCP 1 stream, routed, no GSO, Gb/s", lambda v: f"{v / 1e9:.2f}"),
+    ("quic_bits_per_second", "UDP 1200 B with UDP_SEGMENT, loss at most 1 %, Gb/s", lambda v: f"{v / 1e9:.2f}"),
+    ("udp_64_packets_per_second", "UDP 64 B, no loss, kpps", lambda v: f"{v / 1e3:.0f}"),
+    ("tcp_1_cores_per_gbps", "gateway cores per Gb/s, 1 stream", lambda v: f"{v:.3f}"),
+    ("tcp_4_cores_per_gbps", "gateway cores per Gb/s, 4 streams", lambda v: f"{v:.3f}"),
+    ("tcp_1_machine_cores_per_gbps", "all cores per Gb/s, 1 stream", lambda v: f"{v:.3f}"),
+    ("rtt_idle_p50_seconds", "RTT idle p50, ms", lambda v: f"{v * 1e3:.3f}"),
+    ("rtt_idle_p99_seconds", "RTT idle p99, ms", lambda v: f"{v * 1e3:.3f}"),
+    ("rtt_loaded_p50_seconds", "RTT under 4 streams p50, ms", lambda v: f"{v * 1e3:.2f}"),
+    ("rtt_loaded_p99_seconds", "RTT under 4 streams p99, ms", lambda v: f"{v * 1e3:.2f}"),
+    ("tcp_1_retransmits", "TCP 1 stream, retransmissions", lambda v: f"{v:.0f}"),
+    ("tcp_4_retransmits", "TCP 4 streams, retransmissions", lambda v: f"{v:.0f}"),
+    ("udp_64_reordered", "UDP 64 B, datagrams reordered", lambda v: f"{v:.0f}"),
 )
-#: Figures that get a plot.
-_PLOTTED = ("tcp_1_bits_per_second", "tcp_4_bits_per_second", "udp_64_packets_per_second", "rtt_loaded_p99_seconds")
+_UPDATE_FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("tcp_bits_per_second", "TCP 1 stream there, Gb/s", lambda v: f"{v / 1e9:.2f}"),
+    ("tcp_reverse_bits_per_second", "TCP 1 stream back, Gb/s", lambda v: f"{v / 1e9:.2f}"),
+    ("udp_packets_per_second", "numbered UDP, k packets/s", lambda v: f"{v / 1e3:.0f}"),
+    ("updates_per_second", "updates per second", lambda v: f"{v:.0f}"),
+    ("commits_per_second", "commits per second", lambda v: f"{v:.0f}"),
+    ("rekeys_per_second", "rekeys per second", lambda v: f"{v:.0f}"),
+)
+#: The order of kinds in a page.
+_KINDS = ("netns", "updates", "allocations", "micro", "control")
+#: Between these lines of a published page the results stand.
+_BEGIN, _END = "<!-- results: written by `python -m bench report --publish` -->", "<!-- end of results -->"
+
+
+def load(files: list[Path]) -> list[tuple[Path, Result]]:
+    """Results and their files. ValueError names a file that holds none."""
+    found = []
+    for file in files:
+        try:
+            result: Result = json.loads(file.read_text())
+            if result["kind"] not in _BODIES or not isinstance(result["environment"]["warnings"], list):
+                raise KeyError("kind")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file} holds no results ({error}); give a file that `python -m bench` wrote") from None
+        found.append((file, result))
+    return found
+
+
+def newest(results: list[Result]) -> dict[str, Result]:
+    """One of each kind: the newest, and of the runs between gateways a full one before a quick one."""
+    chosen: dict[str, Result] = {}
+    for result in sorted(results, key=lambda result: (result.get("plan") == "full", result["environment"]["time"])):
+        chosen[result["kind"]] = result
+    return {kind: chosen[kind] for kind in _KINDS if kind in chosen}
 
 
 def write(files: list[Path], output: Path) -> str:
     """Write report.md and the plots into `output` and give the page's text. ValueError names a file that is none."""
-    parts = []
-    for file in files:
-        try:
-            result: Result = json.loads(file.read_text())
-            kind = result["kind"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file} holds no results ({error}); give a file that `python -m bench` wrote") from None
-        parts.append("\n".join([f"## {kind}: {file.stem}", "", *_environment(result), "", *_BODIES[kind](result)]))
-        if kind == "netns":
-            parts.append("\n".join(f"![{path.stem}]({path.name})" for path in plot(result, output, file.stem)))
-        elif kind == "micro":
-            parts.append("\n".join(f"![{path.stem}]({path.name})" for path in plot_micro(result, output, file.stem)))
-    text = "\n\n".join(part for part in parts if part) + "\n"
+    loaded = load(files)
+    parts = ["## Targets", "", *_targets(newest([result for _, result in loaded])), ""]
+    for file, result in loaded:
+        kind = result["kind"]
+        parts += [f"## {kind}: {file.stem}", "", *_environment(result), "", *_BODIES[kind](result), ""]
+        parts += [f"![{path.stem}]({path.name})" for path in _plots(result, output, f"{file.stem}-")] + [""]
+    text = "\n".join(parts).rstrip() + "\n"
     (output / "report.md").write_text(text)
     return text
+
+
+def publish(files: list[Path], page: Path) -> None:
+    """Put the newest results of each kind into a page, between its two marks, and plots into the directory beside it.
+
+    ValueError: a file holds no results, or the page has no marks.
+    """
+    results = newest([result for _, result in load(files)])
+    text = page.read_text()
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise ValueError(f"{page} lacks the lines {_BEGIN!r} and {_END!r}, between which results go")
+    images = page.with_suffix("")
+    images.mkdir(exist_ok=True)
+    parts = ["### Targets", "", *_targets(results), ""]
+    for kind, result in results.items():
+        body = _micro(result, largest=True) if kind == "micro" else _BODIES[kind](result)
+        plots = [f"![{path.stem}]({images.name}/{path.name})" for path in _plots(result, images, "")]
+        parts += [f"### {_TITLES[kind]}", "", *_environment(result), "", *body, "", *plots, ""]
+    page.write_text(f"{before}{_BEGIN}\n\n" + "\n".join(parts).rstrip() + f"\n\n{_END}{after}")
+
+
+def _plots(result: Result, directory: Path, prefix: str) -> list[Path]:
+    draw = {"netns": plots.netns, "micro": plots.micro}.get(result["kind"])
+    return draw(result, directory, prefix) if draw else []
+
+
+def _targets(results: Mapping[str, Result]) -> list[str]:
+    verdicts = targets.verdicts(results)
+    lines = table(targets.HEADS, [verdict.cells() for verdict in verdicts])
+    counts = {state: sum(verdict.met is state for verdict in verdicts) for state in (True, False, None)}
+    said = f"{counts[True]} met, {counts[False]} missed, {counts[None]} not measured"
+    warned = [f"{kind}: {warning}" for kind, result in results.items() for warning in result["environment"]["warnings"]]
+    return [f"{said}. Computed from the results below.", "", *lines, *[""] * bool(warned), *[f"- {w}" for w in warned]]
 
 
 def table(heads: list[str], rows: list[list[str]]) -> list[str]:
@@ -77,16 +141,18 @@ def _running(result: Result) -> dict[str, Result]:
 
 def _netns(result: Result) -> list[str]:
     running, summary = _running(result), result["summary"]
-    kept = result["rounds"] - result["rounds_dropped"]
+    counted = result["rounds"] - result["rounds_dropped"]
     against = result["reference"]
     ratios = (
         f"in parentheses the ratio to {against} within the same rounds." if against else "the reference is missing."
     )
-    lines = [f"Medians of {kept} rounds, in turn, the first of {result['rounds']} dropped; {ratios}"]
+    lines = [f"Medians of {counted} rounds, in turn, the first of {result['rounds']} dropped; {ratios}"]
     rows = []
-    for figure, heading, text, _ in _FIGURES:
+    for figure, heading, text in _FIGURES:
         if figure not in summary:
             continue
+        # Some figures are not measured in every round.
+        kept = max(int(found["count"]) for found in summary[figure].values())
         cells = []
         for name in running:
             found = summary[figure].get(name)
@@ -98,6 +164,7 @@ def _netns(result: Result) -> list[str]:
             cells.append(cell)
         rows.append([heading, *cells])
     lines += ["", *table(["", *running], rows), ""]
+    lines += [*_comparisons(result), ""]
     who = [
         [name, found["title"], found["version"], found["cipher"], str(found["mtu"] or "-"), "; ".join(found["notes"])]
         for name, found in running.items()
@@ -107,27 +174,109 @@ def _netns(result: Result) -> list[str]:
     return lines + [""] * bool(missing) + [f"- **{name} was not measured:** {reason}" for name, reason in missing]
 
 
-def _micro(result: Result) -> list[str]:
+#: What a reader wants to see against each other besides the reference.
+_COMPARISONS = (
+    ("dsvpn", "plain", "the tunnel against no tunnel"),
+    ("dsvpn-uvloop", "dsvpn", "driven by the event loop against native workers"),
+    ("dsvpn", "dataplane", "with the control plane against the data plane alone"),
+    ("dataplane", "dataplane-null", "AES-128-GCM against the null cipher"),
+    ("dsvpn-chacha20", "dsvpn", "ChaCha20-Poly1305 against AES-128-GCM"),
+    ("dsvpn-esp", "dsvpn", "raw ESP against ESP in UDP"),
+)
+_COMPARED = (
+    ("tcp_1_bits_per_second", "TCP 1 stream"),
+    ("tcp_4_bits_per_second", "TCP 4 streams"),
+    ("udp_64_packets_per_second", "UDP 64 B"),
+    ("tcp_1_cores_per_gbps", "cores per Gb/s"),
+    ("rtt_idle_p50_seconds", "RTT idle p50"),
+    ("rtt_loaded_p99_seconds", "RTT loaded p99"),
+)
+
+
+def _comparisons(result: Result) -> list[str]:
+    """Ratios between contestants, within the same rounds."""
+    rows = []
+    for ours, theirs, words in _COMPARISONS:
+        ratios = [targets.ratio(result, figure, ours, theirs) for figure, _ in _COMPARED]
+        if any(ratio is not None for ratio in ratios):
+            cells = ["-" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+            rows.append([f"{ours} / {theirs}", words, *cells])
+    return table(["ratio", "", *(heading for _, heading in _COMPARED)], rows) if rows else []
+
+
+def _micro(result: Result, *, largest: bool = False) -> list[str]:
+    """A table for each group; with `largest`, each case at its largest vector alone."""
     lines: list[str] = []
     groups: dict[str, list[Result]] = {}
     for row in result["rows"]:
         groups.setdefault(row["group"], []).append(row)
     for group, rows in groups.items():
-        lines += [f"### {group}", ""]
+        by_case = {row["case"]: row for row in sorted(rows, key=lambda row: row["packets"])}
+        lines += [f"### {group}" if not largest else f"**{group}**", ""]
         body = []
-        for row in rows:
+        for row in by_case.values() if largest else rows:
             each = row["seconds"] / row["packets"]
             rate = f"{row['octets'] * 8 / each / 1e9:.1f}" if row.get("octets") else ""
-            ratio = f"{row['raw_seconds'] / each:.2f}" if row.get("raw_seconds") else ""
+            of_ring = f"{row['raw_seconds'] / each:.2f}" if row.get("raw_seconds") else ""
             note = row.get("note", "")
+            if row.get("against_seconds"):
+                note = f"takes {row['seconds'] / row['against_seconds']:.2f} x as long as with {row['against']}"
             body.append(
-                [row["case"], str(row["packets"]), f"{each * 1e9:.1f}", f"{1e-6 / each:.2f}", rate, ratio, note]
+                [row["case"], str(row["packets"]), f"{each * 1e9:.1f}", f"{1e-6 / each:.2f}", rate, of_ring, note]
             )
         heads = ["case", "per call", "ns each", "M/s", "Gb/s", "of raw ring", "note"]
         # Columns that no row of this group fills say nothing.
         kept = [i for i in range(len(heads)) if any(line[i] for line in body)]
         lines += [*table([heads[i] for i in kept], [[line[i] for i in kept] for line in body]), ""]
     return lines
+
+
+def _updates(result: Result) -> list[str]:
+    summary = summarize(result["samples"], "in peace")
+    kinds = list(result["samples"]["tcp_bits_per_second"])
+    given = result["parameters"]
+    rows = []
+    for figure, heading, text in _UPDATE_FIGURES:
+        if by_kind := summary.get(figure):
+            cells = []
+            for kind in kinds:
+                found = by_kind.get(kind)
+                cell = "-" if found is None else text(found["median"])
+                cells.append(
+                    cell + (f" ({found['ratio']:.2f})" if found and "ratio" in found and kind != kinds[0] else "")
+                )
+            rows.append([heading, *cells])
+    for name, by_kind in sorted(result["totals"].items()):
+        rows.append([f"{_words(name)}, all rounds", *(f"{by_kind.get(kind, 0):.0f}" for kind in kinds)])
+    counted = max(len(values) for values in result["samples"]["tcp_bits_per_second"].values())
+    contestant = result["contestant"]
+    return [
+        f"{contestant['title']} ({contestant['version']}), medians of {counted} rounds in turn, the first of "
+        f"{counted + 1} dropped; in parentheses the ratio to the same traffic in peace within the same rounds.",
+        f"Updates: {given['updates_per_second']} a second wanted at the left gateway, {given['updates_per_commit']} to "
+        f"a commit, over {given['peers']} peers.",
+        f"Rekeys: {given['rekeys']} of both directions in each of the three streams, make before break.",
+        f"TCP runs of {given['tcp_seconds']} s; the numbered UDP stream has {given['udp_size']} B at "
+        f"{given['udp_rate'] / 1e3:.0f} k packets/s.",
+        "",
+        *table(["", *kinds], rows),
+    ]
+
+
+def _words(name: str) -> str:
+    protocol, _, rest = name.partition("_")
+    return f"{protocol.upper()}: {rest.replace('_', ' ')}"
+
+
+def _allocations(result: Result) -> list[str]:
+    rows = [
+        [row["side"], row["thread"], str(row["allocations"]), str(row["octets"]), str(row["while_warming"])]
+        for row in result["rows"]
+    ]
+    heads = ["gateway", "thread", "allocations", "octets", "allocations before, while warming up"]
+    each = f"{result['allocations_per_packet']:.6f}"
+    return [f"{result['allocations']} allocations in {result['packets']} packets: {each} per packet.", "",
+            *table(heads, rows)]  # fmt: skip
 
 
 def _control(result: Result) -> list[str]:
@@ -139,54 +288,17 @@ def _control(result: Result) -> list[str]:
     return table(["dsvpn/wire", "interpreted, µs", "compiled, µs", "compiled is faster by"], rows)
 
 
-_BODIES: dict[str, Callable[[Result], list[str]]] = {"netns": _netns, "micro": _micro, "control": _control}
-
-
-def plot(result: Result, output: Path, stem: str) -> list[Path]:
-    """Bars of the main figures, one PNG each, with the spread as error bars. Gives the files."""
-    figures = {figure: (heading, better) for figure, heading, _, better in _FIGURES}
-    files = []
-    for figure in _PLOTTED:
-        by_name = {name: found for name, found in result["summary"].get(figure, {}).items() if name in _running(result)}
-        if not by_name:
-            continue
-        heading, more = figures[figure]
-        scale = {"Gb/s": 1e-9, "kpps": 1e-3, "ms": 1e3}[heading.rpartition(", ")[2]]
-        file = output / f"{stem}-{figure.removesuffix('_bits_per_second')}.png"
-        values = [found["median"] * scale for found in by_name.values()]
-        spreads = [found["mad"] * scale for found in by_name.values()]
-        _bars(file, f"{heading} ({'more' if more else 'less'} is better)", list(by_name), values, spreads)
-        files.append(file)
-    return files
-
-
-def plot_micro(result: Result, output: Path, stem: str) -> list[Path]:
-    """Rate by packet size for the whole encap and decap at the largest vector."""
-    rows = [row for row in result["rows"] if row["group"] in ("encap", "decap") and row.get("packets") == 256]
-    if not rows:
-        return []
-    file = output / f"{stem}-packets.png"
-    names = [f"{row['group']} {row['case']}" for row in rows]
-    values = [row["packets"] / row["seconds"] / 1e6 for row in rows]
-    _bars(file, "memory to memory, one core, M packets/s, vectors of 256", names, values, [0.0] * len(rows))
-    return [file]
-
-
-def _bars(file: Path, title: str, names: list[str], values: list[float], spreads: list[float]) -> None:
-    import matplotlib
-
-    # No display is needed, or there.
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 0.5 + 0.4 * len(names)))
-    bars = axes.barh(
-        names, values, xerr=spreads, color=["#2563eb" if n.startswith("dsvpn") else "#94a3b8" for n in names]
-    )
-    axes.bar_label(bars, fmt="%.3g", padding=4)
-    axes.margins(x=0.12)
-    axes.invert_yaxis()
-    axes.set_title(title, fontsize=10)
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
-    pyplot.close(figure)
+_BODIES: dict[str, Callable[[Result], list[str]]] = {
+    "netns": _netns,
+    "updates": _updates,
+    "allocations": _allocations,
+    "micro": _micro,
+    "control": _control,
+}
+_TITLES = {
+    "netns": "Between gateways",
+    "updates": "Updates and rekeys while forwarding",
+    "allocations": "Heap allocations",
+    "micro": "Within the data plane",
+    "control": "Control plane",
+}

@@ -15,7 +15,7 @@ MTU = 1434
 _OVERHEAD = 128
 _LEFT, _RIGHT = "192.0.2.1", "192.0.2.2"
 #: Where routes and peers lie: far from the addresses of the packets' sources.
-_FIRST_PREFIX = int(IPv4Address("20.0.0.0"))
+FIRST_PREFIX = int(IPv4Address("20.0.0.0"))
 _FIRST_PEER = int(IPv4Address("60.0.0.0"))
 
 
@@ -37,7 +37,7 @@ class Pair:
             self.sender.set_adjacency(peer, self.tunnel, encapsulation, _LEFT, remote, port, MTU)
             self.sender.set_next_hop(peer, peer, False)
         for route in range(routes):
-            self.sender.set_route(self.tunnel, f"{IPv4Address(_FIRST_PREFIX + route * 256)}/24", route % peers)
+            self.sender.set_route(self.tunnel, f"{IPv4Address(FIRST_PREFIX + route * 256)}/24", route % peers)
         self.spi = 0
         if far:
             there = self.receiver.add_tunnel(protected=suite is not None)
@@ -59,7 +59,7 @@ class Pair:
     def destinations(count: int, routes: int) -> list[IPv4Address]:
         """Addresses behind `count` of the routes, far apart."""
         order = np.random.default_rng(1).permutation(routes)[:count]
-        return [IPv4Address(_FIRST_PREFIX + int(route) * 256 + 10) for route in order]
+        return [IPv4Address(FIRST_PREFIX + int(route) * 256 + 10) for route in order]
 
     @staticmethod
     def output(arena: Octets, packets: Rows) -> Octets:

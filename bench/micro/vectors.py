@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import struct
 from functools import cache
 from ipaddress import IPv4Address
@@ -14,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.environment import ROOT
-from dsvpn.errors import HostError
+from bench.null_native import cargo_directory
 from dsvpn.lab.run import command
 
 Octets = npt.NDArray[np.uint8]
@@ -126,13 +124,10 @@ def superpacket(segments: int, mss: int) -> tuple[Octets, Rows]:
 @cache
 def _raw_ring_program() -> str:
     """Build bench/micro/raw_ring. HostError without cargo."""
-    cargo = shutil.which("cargo") or str(Path(os.environ.get("CARGO_HOME", Path.home() / ".cargo")) / "bin" / "cargo")
-    if not Path(cargo).exists():
-        raise HostError("cargo is needed to build bench/micro/raw_ring and not found; install the Rust toolchain")
     target = ROOT / "build" / "bench" / "raw-ring"
     command(
         [
-            cargo,
+            str(cargo_directory() / "cargo"),
             "build",
             "--release",
             "--quiet",
@@ -147,9 +142,21 @@ def _raw_ring_program() -> str:
     return str(target / "release" / "raw-ring")
 
 
+class RawRing:
+    """Seconds that ring alone takes to "seal" or "open" one packet of a size of SIZES, measured right before and right
+    after what is set against it, so that the machine's slow moments meet both."""
+
+    def __init__(self, suite: str, size: str, way: str) -> None:
+        self._case = suite, size, way
+        self._before = raw_ring(*self._case)
+
+    def seconds(self) -> float:
+        """The mean of both."""
+        return (self._before + raw_ring(*self._case)) / 2
+
+
 def raw_ring(suite: str, size: str, way: str) -> float:
-    """Seconds that ring alone takes to "seal" or "open" one packet of a size of SIZES, measured at this moment: next to
-    the figure that is set against it, so that the machine's slow moments meet both."""
+    """The same, measured at this moment."""
     pattern = SIZES[size]
     argv = [_raw_ring_program(), suite, *map(str, sorted(set(pattern)))]
     found: dict[str, dict[str, float]] = json.loads(command(argv, timeout=120))

@@ -30,12 +30,20 @@ class Plan:
     tcp_seconds: int
     pings: int
     udp_seconds: float
-    #: Also: both directions, routed without GSO, QUIC-like UDP.
-    everything: bool
+    #: Rounds from one to the next that measure also the other direction, both at once, routed traffic without GSO and
+    #: QUIC-like UDP, beginning with the third: the slower contestants have warmed up. 0: none does.
+    more_every: int
+
+    def measures_more(self, number: int) -> bool:
+        """Whether the round `number`, counted from 0, measures everything."""
+        since = number - min(2, self.rounds - 1)
+        return self.more_every > 0 and since >= 0 and since % self.more_every == 0
 
 
-QUICK = Plan("quick", rounds=3, tcp_seconds=2, pings=150, udp_seconds=0.2, everything=False)
-FULL = Plan("full", rounds=7, tcp_seconds=5, pings=1000, udp_seconds=0.5, everything=True)
+QUICK = Plan("quick", rounds=3, tcp_seconds=2, pings=150, udp_seconds=0.1, more_every=0)
+FULL = Plan("full", rounds=6, tcp_seconds=3, pings=500, udp_seconds=0.2, more_every=2)
+#: Shows that everything comes up and can be measured; its figures mean little.
+SMOKE = Plan("smoke", rounds=2, tcp_seconds=1, pings=20, udp_seconds=0.1, more_every=1)
 
 
 @dataclass
@@ -69,11 +77,9 @@ def play(run: Run, peers: list[Peer], plan: Plan, say: Callable[[str], None]) ->
             busiest = max(busiest, busy_share(_QUIET_SECONDS))
             for peer in list(ready):
                 begun = time.monotonic()
-                try:
-                    figures = _turn(peer, plan)
-                except (DsvpnError, TimeoutError, OSError) as error:
+                figures = _try_turn(peer, plan, number, outcome, say)
+                if figures is None:
                     # Its earlier rounds are not enough for a median that may stand beside the others.
-                    _leave_out(outcome, peer, f"failed in round {number}: {error}", say)
                     ready.remove(peer)
                     continue
                 if counts:
@@ -117,14 +123,28 @@ def _leave_out(outcome: Outcome, peer: Peer, reason: str, say: Callable[[str], N
     say(f"{peer.name} is MISSING: {reason}")
 
 
-def _turn(peer: Peer, plan: Plan) -> Figures:
+def _try_turn(peer: Peer, plan: Plan, number: int, outcome: Outcome, say: Callable[[str], None]) -> Figures | None:
+    """A turn, from its beginning once more if something failed: iperf3 loses its control connection now and then."""
+    for last in (False, True):
+        try:
+            return _turn(peer, plan, more=plan.measures_more(number))
+        except (DsvpnError, TimeoutError, OSError) as error:
+            if last:
+                _leave_out(outcome, peer, f"failed twice in round {number}: {error}", say)
+            else:
+                outcome.warnings.append(f"{peer.name} was measured anew in round {number}: {error}")
+                say(outcome.warnings[-1])
+    return None
+
+
+def _turn(peer: Peer, plan: Plan, *, more: bool) -> Figures:
     bed = peer.bed
     ends = Ends(bed.left, peer.left_address, bed.right, peer.right_address)
     figures = idle(ends, plan.pings)
     figures |= tcp(peer, ends, plan.tcp_seconds, "tcp_1")
     figures |= loaded(peer, ends, plan.tcp_seconds)
     figures |= udp(ends, "udp_64", size=64, seconds=plan.udp_seconds)
-    if plan.everything:
+    if more:
         lans = Ends(bed.left_lan, LEFT_HOST, bed.right_lan, RIGHT_HOST)
         figures |= tcp(peer, ends, plan.tcp_seconds, "tcp_1_reverse", reverse=True)
         figures |= tcp(peer, ends, plan.tcp_seconds, "tcp_4_reverse", streams=4, reverse=True)

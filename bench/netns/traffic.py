@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.environment import ROOT, CpuTimes
+from bench.environment import CpuTimes, python
 from bench.peers.base import Peer
 from dsvpn.errors import HostError
 from dsvpn.lab.measure import Pings, ping
@@ -115,11 +114,7 @@ def round_trips(pings: Pings, name: str) -> Figures:
 
 def udp(ends: Ends, name: str, *, size: int, segments: int = 0, allowed: float = 0.0, seconds: float) -> Figures:
     """The highest rate whose loss is at most `allowed`. No figure where even the lowest rate lost."""
-    argv = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-P", "-m", "bench.netns.udp", ends.source.name]
-    argv += [ends.target.name, str(ends.target_address), "--size", str(size), "--segments", str(segments)]
-    argv += ["--allowed", str(allowed), "--seconds", str(seconds)]
-    # Not in a namespace: it enters both by itself.
-    best = json.loads(command(argv, timeout=180))["best"]
+    best = udp_search(ends, size=size, segments=segments, allowed=allowed, seconds=seconds)
     if best is None:
         return {}
     arrived = best["received"] / best["seconds"]
@@ -128,3 +123,25 @@ def udp(ends: Ends, name: str, *, size: int, segments: int = 0, allowed: float =
         f"{name}_bits_per_second": arrived * size * 8,
         f"{name}_reordered": float(best["reordered"]),
     }
+
+
+def udp_search(
+    ends: Ends, *, size: int, segments: int = 0, allowed: float = 0.0, seconds: float
+) -> dict[str, Any] | None:
+    """The trial (`bench.netns.udp.Trial`) of the highest rate whose loss is at most `allowed`."""
+    found = _udp(ends, seconds, "--size", size, "--segments", segments, "--allowed", allowed)
+    best: dict[str, Any] | None = found["best"]
+    return best
+
+
+def udp_at(ends: Ends, *, size: int, rate: float, seconds: float) -> dict[str, Any]:
+    """One trial at one rate."""
+    return _udp(ends, seconds, "--size", size, "--rate", rate)
+
+
+def _udp(ends: Ends, seconds: float, *options: object) -> dict[str, Any]:
+    # Not in a namespace: it enters both by itself.
+    argv = [*python(), "-m", "bench.netns.udp", ends.source.name]
+    argv += [ends.target.name, str(ends.target_address), "--seconds", str(seconds), *map(str, options)]
+    found: dict[str, Any] = json.loads(command(argv, timeout=180 + seconds))
+    return found

@@ -2,10 +2,10 @@
 
     python -m bench.netns.udp SENDER_NAMESPACE RECEIVER_NAMESPACE ADDRESS --size 64 --seconds 0.5
 
-prints one JSON object. Sender and receiver are one process each, forked from one, their sockets opened in the
-namespaces named. Datagrams carry a sequence number, so that loss and reordering are both seen. Without --segments
-every datagram is a message of its own in `sendmmsg`; with it, each `sendmsg` holds that many by UDP_SEGMENT, as QUIC
-stacks send, and the receiver takes them by UDP_GRO.
+prints one JSON object; with --rate it sends once at that rate instead of searching for the best. Sender and receiver
+are one process each, forked from one, their sockets opened in the namespaces named. Datagrams carry a sequence number,
+so that loss and reordering are both seen. Without --segments every datagram is a message of its own in `sendmmsg`; with
+it, each `sendmsg` holds that many by UDP_SEGMENT, as QUIC stacks send, and the receiver takes them by UDP_GRO.
 """
 
 from __future__ import annotations
@@ -325,11 +325,15 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--start", type=float, default=20_000.0)
     parser.add_argument("--allowed", type=float, default=0.0)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--rate", type=float)
     options = parser.parse_args(argv)
     for namespace in (options.source, options.target):
         if not Path("/run/netns", namespace).exists():
             parser.error(f"there is no namespace {namespace}")
     bench = Bench(options.source, options.target, options.address, options.size, options.segments)
+    if options.rate is not None:
+        print(json.dumps(asdict(bench.trial(options.rate, options.seconds))))
+        return
     best, trials = search(
         lambda rate: bench.trial(rate, options.seconds),
         start=options.start,

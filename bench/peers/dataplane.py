@@ -1,38 +1,36 @@
 """dsvpn's data plane alone, keyed statically: no IKE, no NHRP, and with the null cipher where it was built in.
 
 What it shows against `dsvpn` is what the control plane costs in steady state (nothing, it should be), and with the
-null cipher, what cryptography costs. No gateway can be configured for the null cipher: only a `dsvpn_native` built
-with the Cargo feature `bench` knows it, and only this module asks for it.
+null cipher, what cryptography costs. No gateway can be configured for the null cipher: only the `dsvpn_native` that
+`bench.null_native` builds knows it, and only this module loads that.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-from importlib.util import find_spec
-from pathlib import Path
+import json
+from typing import Any
 
-import dsvpn
-from bench.environment import ROOT, native
+from bench import null_native
+from bench.environment import native, python
 from bench.netns.bed import LEFT, LEFT_LAN, RIGHT, RIGHT_LAN, TUNNEL, TUNNEL_LEFT, TUNNEL_RIGHT, Bed
 from bench.peers.base import Peer
 from dsvpn.errors import HostError
 from dsvpn.lab.run import command, wait_until
 
-#: Directory of a `dsvpn_native` built with the feature `bench`, for the null cipher.
-BENCH_NATIVE = "DSVPN_BENCH_NATIVE"
 #: The same geometry as the gateway's: 1500 less 20 IP, 8 UDP, 8 ESP, 8 IV, 16 ICV, 2 trailer and 4 GRE.
 MTU = 1434
-#: Fails, with the reason, where the suite is unknown.
-_PROBE = (
-    "import dsvpn_native as n; d = n.Dataplane(); d.add_inbound_sa(d.allocate_spi(), 'null', bytes(4), [], False, 0)"
-)
+#: What a module says of itself, and whether it has the null cipher.
+_PROBE = """\
+import json, dsvpn_native as n
+d = n.Dataplane()
+try:
+    n.Cipher("null", bytes(4))
+    null = True
+except ValueError:
+    null = False
+print(json.dumps({"version": n.__version__, "profile": n.BUILD_PROFILE, "aead": d.aead_backend, "null": null}))
+"""
 _CIPHERS = {"aes128gcm16": "AES-128-GCM", "chacha20poly1305": "ChaCha20-Poly1305", "null": "null"}
-
-
-def _said(error: HostError) -> str:
-    # Behind the command that failed.
-    return str(error).rpartition(": ")[2]
 
 
 class StaticDataplane(Peer):
@@ -49,35 +47,26 @@ class StaticDataplane(Peer):
             notes=["static keys, no control plane"] + (["no secrecy at all: benchmarks only"] * (suite == "null")),
         )
         self._suite = suite
-
-    def _path(self) -> list[str]:
-        built = os.environ.get(BENCH_NATIVE)
-        return [built] if built and self._suite == "null" else []
+        self._found: dict[str, Any] = {}
 
     def install(self) -> None:
-        """The null cipher needs a build of its own."""
-        if self._suite != "null":
-            if missing := native().missing:
-                raise HostError(f"{missing}; run `make setup`")
-            return
-        if not os.environ.get(BENCH_NATIVE) and find_spec("dsvpn_native") is None:
-            raise HostError("dsvpn_native is not built; run `make setup`")
-        try:
-            command([*self._python(), "-c", _PROBE])
-        except HostError as error:
-            raise HostError(
-                f"this dsvpn_native gives its Dataplane no null cipher ({_said(error)}); build native/py with "
-                f"`--features bench` into a directory and name it in {BENCH_NATIVE}"
-            ) from None
+        """Have the module that knows the suite, and no other than that: the installed one has no null cipher."""
+        null = self._suite == "null"
+        if null:
+            null_native.build()
+        elif missing := native().missing:
+            raise HostError(f"{missing}; run `make setup`")
+        self._found = json.loads(command([*self._python(), "-c", _PROBE]))
+        if self._found["null"] != null:
+            raise HostError(f"the module of {self.name} {'lacks' if null else 'has'} the null cipher; run `make setup`")
 
     def _python(self) -> list[str]:
-        path = os.pathsep.join([*self._path(), str(ROOT), str(Path(dsvpn.__file__).parent.parent)])
-        return ["env", f"PYTHONPATH={path}", sys.executable, "-P"]
+        return python(*[null_native.DIRECTORY] * (self._suite == "null"))
 
     def version(self) -> str:
         """Of the native package."""
-        found = native()
-        return f"native {found.version} ({found.profile}), {found.aead}"
+        built = "feature bench, " if self._found["null"] else ""
+        return f"native {self._found['version']} ({built}{self._found['profile']}), {self._found['aead']}"
 
     def start(self, bed: Bed) -> None:
         """Both at once: neither waits for the other."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import dsvpn
-from bench.environment import native
+from bench.environment import native, python
 from bench.netns.bed import LEFT_LAN, RIGHT, RIGHT_LAN, TUNNEL, TUNNEL_LEFT, TUNNEL_RIGHT, Bed
 from bench.peers.base import Peer
 from dsvpn.errors import HostError
@@ -83,8 +80,6 @@ esp = ["{self._suite}"]
 psk = {{ file = "psk" }}
 """
         )
-        package = Path(dsvpn.__file__).parent.parent
-        argv = ["env", f"PYTHONPATH={package}", sys.executable, "-P", "-m", "dsvpn", "up", str(configuration)]
-        process = self._spawn(bed, namespace, argv, side)
+        process = self._spawn(bed, namespace, [*python(), "-m", "dsvpn", "up", str(configuration)], side)
         self._wait_for_device(bed, namespace, process, side)
         wait_until(lambda: answers(socket), 20, f"the control socket of {self.name}, {side}")

@@ -29,7 +29,7 @@ PEERS: tuple[Callable[[], Peer], ...] = (
     Libipsec,
 )
 #: Those of the quick run.
-QUICK = ("plain", "dsvpn", "dsvpn-chacha20", "dsvpn-esp", "dataplane-null", "wireguard-go")
+QUICK = ("plain", "dsvpn", "dsvpn-chacha20", "dsvpn-esp", "dataplane", "dataplane-null", "wireguard-go")
 #: What ratios are against.
 REFERENCE = "wireguard-go"
 

@@ -3,24 +3,25 @@
     python -m bench.peers.static_gateway left|right SUITE LOCAL REMOTE DIRECTORY
 
 It runs until SIGTERM. Both ends derive the same key material from their names, so it protects nothing. The ends tell
-each other their SPIs by files in DIRECTORY. Its last words are its counters.
+each other their SPIs by files in DIRECTORY, and take commands on the socket that `bench.peers.agent` describes. Its
+last words are its counters.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import dsvpn_native
 from bench.netns.bed import LEFT_LAN, RIGHT_LAN, TUNNEL
+from bench.peers.agent import ADJACENCY, Agent, serve
 from bench.peers.dataplane import MTU
 from dsvpn.lab.run import wait_until
 
-_KEYMAT_LENGTH = {"aes128gcm16": 20, "aes256gcm16": 36, "chacha20poly1305": 36, "null": 4}
-_ADJACENCY = _NEXT_HOP = 0
+_NEXT_HOP = 0
 
 
 def _exchange(directory: Path, side: str, other: str, spi: int) -> int:
@@ -39,17 +40,16 @@ def main(side: str, suite: str, local: str, remote: str, directory: str) -> None
     dataplane = dsvpn_native.Dataplane()
     tunnel = dataplane.add_tunnel("dsvpn0", protected=True)
     dataplane.open_underlay(esp=False)
-    dataplane.set_adjacency(_ADJACENCY, tunnel, "udp", local, remote, 4500, MTU)
-    dataplane.set_next_hop(_NEXT_HOP, _ADJACENCY, False)
+    dataplane.set_adjacency(ADJACENCY, tunnel, "udp", local, remote, 4500, MTU)
+    dataplane.set_next_hop(_NEXT_HOP, ADJACENCY, False)
     for prefix in (str(TUNNEL), str(LEFT_LAN), str(RIGHT_LAN)):
         dataplane.set_route(tunnel, prefix, _NEXT_HOP)
-    keymat = {end: hashlib.sha512(end.encode()).digest()[: _KEYMAT_LENGTH[suite]] for end in ("left", "right")}
     other = "right" if side == "left" else "left"
-    spi = dataplane.allocate_spi()
-    dataplane.add_inbound_sa(spi, suite, keymat[other], [_ADJACENCY], False, 1024)
-    dataplane.set_outbound_sa(_exchange(Path(directory), side, other, spi), suite, keymat[side], [_ADJACENCY], False)
-    dataplane.commit()
+    agent = Agent(dataplane, tunnel, side=side, other=other, suite=suite, local=local, remote=remote)
+    spi = agent.accept(generation=0)["spi"]
+    agent.send(_exchange(Path(directory), side, other, int(spi)), generation=0)
     dataplane.start_workers()
+    threading.Thread(target=serve, args=(agent, Path(directory) / f"{side}.agent"), daemon=True).start()
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
     dataplane.stop_workers()
     print(json.dumps({name: count for name, count in dataplane.counters().items() if count}), flush=True)

@@ -1,0 +1,180 @@
+"""The whole encap and decap with a million routes and 100,000 peers, against ten of each in the same run.
+
+Each vector goes to 256 destinations (or comes from 256 inbound SAs) at random over all, other ones every time, in the
+same arena: what differs between the two sides is the tables alone. Small and large take turns, vector by vector.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import cache
+from ipaddress import IPv4Address
+from typing import Any
+
+import numpy as np
+import pytest
+
+import dsvpn_native
+from bench.micro.forwarder import FIRST_PREFIX, KEYMAT, MTU, Pair
+from bench.micro.vectors import Octets, Rows, case_name, lengths, udp_vector
+
+COUNT = 256
+SMALL = (10, 10)
+#: Routes and peers.
+LARGE = [
+    (1000, 1000),
+    pytest.param((100_000, 10_000), marks=pytest.mark.slow),
+    pytest.param((1_000_000, 100_000), marks=pytest.mark.slow),
+]
+_SIZES = ("64", "IMIX", "1424")
+_ROUNDS = 1000
+_SUITE = "aes128gcm16"
+_HERE, _THERE = "192.0.2.1", "192.0.2.2"
+_PORT = 4500
+
+
+class Encapsulation:
+    """A forwarder whose packets go to routes at random."""
+
+    def __init__(self, routes: int, peers: int) -> None:
+        self._pair = Pair(_SUITE, routes=routes, peers=peers, far=False)
+        self._routes = routes
+        self._random = np.random.default_rng(routes)
+
+    def aim(self, arena: Octets, packets: Rows) -> None:
+        """Give every packet another destination. UDP checksums are nothing that a forwarder looks at."""
+        every = self._random.integers(0, self._routes, len(packets), dtype=np.uint32) * np.uint32(256)
+        addresses = (every + np.uint32(FIRST_PREFIX + 10)).astype(">u4").view(np.uint8).reshape(-1, 4)
+        at = packets[:, 0].astype(np.int64)[:, None] + 16 + np.arange(4)
+        arena[at] = addresses
+
+    def run(self, arena: Octets, packets: Rows, output: Octets) -> None:
+        """One vector, all of it."""
+        assert self._pair.encap(arena, packets, output).consumed == len(packets)
+
+    def sent(self) -> int:
+        """Packets that left."""
+        return self._pair.sender.counters()["underlay_tx_packets"]
+
+
+class Decapsulation:
+    """A receiver with an inbound SA for each peer, and who seals for it."""
+
+    def __init__(self, peers: int) -> None:
+        self._peers = peers
+        self._random = np.random.default_rng(peers)
+        self._sender, self._receiver = dsvpn_native.MemoryForwarder(), dsvpn_native.MemoryForwarder()
+        self._there, here = self._sender.add_tunnel(), self._receiver.add_tunnel()
+        for peer in range(peers):
+            # All behind one address: a receiver looks peers up by their SPI.
+            self._sender.set_adjacency(peer, self._there, "udp", _HERE, _THERE, _PORT, MTU)
+            self._receiver.set_adjacency(peer, here, "udp", _THERE, _HERE, _PORT, MTU)
+            spi = self._receiver.allocate_spi()
+            self._receiver.add_inbound_sa(spi, _SUITE, KEYMAT[_SUITE], [peer], False, 1024)
+            self._sender.set_outbound_sa(spi, _SUITE, KEYMAT[_SUITE], [peer], False)
+            self._sender.set_next_hop(peer, peer, False)
+            self._sender.set_route(self._there, f"{IPv4Address(FIRST_PREFIX + peer * 256)}/24", peer)
+        self._sender.commit()
+        self._receiver.commit()
+        self._endpoint = self._receiver.add_endpoints(_THERE, _PORT, _HERE, _PORT)
+        self._now = 0
+
+    def seal(self, arena: Octets, packets: Rows, output: Octets) -> Rows:
+        """Datagrams of peers at random, in `output`, as a socket would give them."""
+        every = self._random.integers(0, self._peers, len(packets), dtype=np.uint32) * np.uint32(256)
+        addresses = (every + np.uint32(FIRST_PREFIX + 10)).astype(">u4").view(np.uint8).reshape(-1, 4)
+        arena[packets[:, 0].astype(np.int64)[:, None] + 16 + np.arange(4)] = addresses
+        self._now += 1000
+        messages = self._sender.encap(self._there, arena, packets, output, self._now).messages
+        rows = np.zeros((len(messages), 5), dtype=np.uint32)
+        rows[:, 0], rows[:, 1], rows[:, 4] = messages[:, 4], messages[:, 5], self._endpoint
+        rows[:, 2] = np.where(messages[:, 7] > 1, messages[:, 6], 0)
+        return rows
+
+    def run(self, output: Octets, datagrams: Rows) -> None:
+        """One vector."""
+        self._now += 1000
+        self._receiver.decap(output, datagrams, self._now)
+
+    def delivered(self) -> int:
+        """Packets that came out."""
+        counters = self._receiver.counters()
+        assert not {name: count for name, count in counters.items() if name.startswith("drop_") and count}
+        return counters["underlay_rx_packets"]
+
+
+@pytest.fixture(scope="module")
+def encapsulations() -> Callable[[tuple[int, int]], Encapsulation]:
+    """By routes and peers, each made once."""
+    return cache(lambda scale: Encapsulation(*scale))
+
+
+@pytest.fixture(scope="module")
+def decapsulations() -> Callable[[int], Decapsulation]:
+    """By peers, each made once."""
+    return cache(Decapsulation)
+
+
+class Turns:
+    """Times of the small side, taken between the vectors of the large one."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def median(self) -> float:
+        """Seconds of one."""
+        return statistics.median(self.seconds)
+
+    def time(self, work: Callable[[], None]) -> None:
+        """One vector of the small side."""
+        begun = time.perf_counter()
+        work()
+        self.seconds.append(time.perf_counter() - begun)
+
+
+def _describe(benchmark: Any, group: str, size: str, scale: tuple[int, int]) -> None:
+    benchmark.group = f"{group} by table size, {case_name(size)}"
+    octets = sum(lengths(size, COUNT)) / COUNT
+    against = f"{SMALL[0]} routes, {SMALL[1]} peers"
+    case = f"{scale[0]} routes, {scale[1]} peers"
+    benchmark.extra_info.update(case=case, packets=COUNT, octets=octets, against=against)
+
+
+@pytest.mark.parametrize("scale", LARGE)
+@pytest.mark.parametrize("size", _SIZES)
+def test_encap(benchmark: Any, encapsulations: Any, size: str, scale: tuple[int, int]) -> None:
+    _describe(benchmark, "encap", size, scale)
+    small, large = encapsulations(SMALL), encapsulations(scale)
+    arena, packets = udp_vector(size, COUNT, [IPv4Address(FIRST_PREFIX + 10)])
+    output, turns = Pair.output(arena, packets), Turns()
+    before = large.sent()
+
+    def turn() -> None:
+        small.aim(arena, packets)
+        turns.time(lambda: small.run(arena, packets, output))
+        large.aim(arena, packets)
+
+    benchmark.pedantic(large.run, (arena, packets, output), setup=turn, rounds=_ROUNDS, warmup_rounds=20)
+    assert large.sent() - before == (_ROUNDS + 20) * COUNT
+    benchmark.extra_info["against_seconds"] = turns.median()
+
+
+@pytest.mark.parametrize("scale", LARGE)
+@pytest.mark.parametrize("size", _SIZES)
+def test_decap(benchmark: Any, decapsulations: Any, size: str, scale: tuple[int, int]) -> None:
+    _describe(benchmark, "decap", size, scale)
+    small, large = decapsulations(SMALL[1]), decapsulations(scale[1])
+    arena, packets = udp_vector(size, COUNT, [IPv4Address(FIRST_PREFIX + 10)])
+    output, turns = Pair.output(arena, packets), Turns()
+    before = large.delivered()
+
+    def turn() -> tuple[tuple[Octets, Rows], dict[str, Any]]:
+        datagrams = small.seal(arena, packets, output)
+        turns.time(lambda: small.run(output, datagrams))
+        return (output, large.seal(arena, packets, output)), {}
+
+    benchmark.pedantic(large.run, setup=turn, rounds=_ROUNDS, warmup_rounds=20)
+    assert large.delivered() - before == (_ROUNDS + 20) * COUNT
+    benchmark.extra_info["against_seconds"] = turns.median()

@@ -1,0 +1,179 @@
+"""What this project wants to reach, and whether results show it. Every verdict is computed here, from them alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Result = Mapping[str, Any]
+
+OURS, CHACHA, RAW_ESP, STATIC, NULL = "dsvpn", "dsvpn-chacha20", "dsvpn-esp", "dataplane", "dataplane-null"
+THEIRS = "wireguard-go"
+_VECTOR = 256
+_LARGEST = "1000000 routes, 100000 peers"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One target. `measured` "" and `met` None: the results have nothing to judge it by."""
+
+    figure: str
+    target: str
+    measured: str = ""
+    met: bool | None = None
+
+    def cells(self) -> list[str]:
+        """Its line in a table."""
+        words = {True: "met", False: "**missed**", None: "not measured"}
+        return [self.figure, self.target, self.measured or "-", words[self.met]]
+
+
+HEADS = ["figure", "target", "measured", ""]
+
+
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """A bound and how values are written."""
+
+    bound: float
+    at_least: bool
+    unit: str = " x"
+    digits: int = 2
+
+    def text(self) -> str:
+        return f"{'at least' if self.at_least else 'at most'} {self.bound:.3g}{self.unit}"
+
+    def judge(self, figure: str, value: float | None, note: str = "") -> Verdict:
+        if value is None:
+            return Verdict(figure, self.text())
+        met = value >= self.bound if self.at_least else value <= self.bound
+        text = f"{value:.{self.digits}f}"
+        for digits in range(self.digits + 1, 10):
+            # Rounding must not hide the verdict.
+            if (float(text) >= self.bound if self.at_least else float(text) <= self.bound) == met:
+                break
+            text = f"{value:.{digits}f}"
+        return Verdict(figure, self.text(), f"{text}{self.unit}{note}", met)
+
+
+def ratio(result: Result, figure: str, ours: str, theirs: str) -> float | None:
+    """Median of the ratios within each round; None where no round has both."""
+    by_name = result["samples"].get(figure, {})
+    pairs = zip(by_name.get(ours, ()), by_name.get(theirs, ()), strict=False)
+    ratios = [a / b for a, b in pairs if a is not None and b]
+    return statistics.median(ratios) if ratios else None
+
+
+def verdicts(results: Mapping[str, Result]) -> list[Verdict]:
+    """Every target in turn; `results` by kind, one of each."""
+    found: list[Verdict] = []
+    for kind, judge in _JUDGES:
+        found += judge(results.get(kind, _NOTHING))
+    return found
+
+
+#: Stands for results that there are none of.
+_NOTHING: Result = {"samples": {}, "rows": [], "totals": {}}
+
+
+def _between_gateways(result: Result) -> Iterator[Verdict]:
+    def compare(name: str, figure: str, ours: str, theirs: str, limit: _Limit) -> Verdict:
+        return limit.judge(f"{name}: {ours} / {theirs}", ratio(result, figure, ours, theirs))
+
+    streams = (("1 stream", "tcp_1"), ("4 streams", "tcp_4"))
+    for words, figure in streams:
+        goodput = f"{figure}_bits_per_second"
+        yield compare(f"TCP {words}, AES-128-GCM", goodput, OURS, THEIRS, _Limit(3, True))
+    for words, figure in streams:
+        goodput = f"{figure}_bits_per_second"
+        for ours in (STATIC, OURS):
+            yield compare(f"TCP {words}, against the null cipher", goodput, ours, NULL, _Limit(0.85, True))
+    for words, figure in streams:
+        goodput = f"{figure}_bits_per_second"
+        yield compare(f"TCP {words}, ChaCha20-Poly1305", goodput, CHACHA, THEIRS, _Limit(2, True))
+    yield compare("TCP 1 stream, raw ESP", "tcp_1_bits_per_second", RAW_ESP, THEIRS, _Limit(1.2, True))
+    for words, figure in streams:
+        cores = f"{figure}_cores_per_gbps"
+        yield compare(f"gateway cores per Gb/s, {words}", cores, OURS, THEIRS, _Limit(1 / 3, False))
+    for words, when in (("idle", "idle"), ("under 4 streams", "loaded")):
+        for share in ("p50", "p99"):
+            rtt = f"rtt_{when}_{share}_seconds"
+            yield compare(f"RTT {words}, {share}", rtt, OURS, THEIRS, _Limit(0.6, False))
+    yield compare("UDP 64 B, no loss", "udp_64_packets_per_second", OURS, THEIRS, _Limit(3, True))
+
+
+def _row(result: Result, group: str, case: str) -> Result | None:
+    for row in result["rows"]:
+        if row["group"] == group and row["case"] == case and row["packets"] == _VECTOR:
+            return dict(row)
+    return None
+
+
+def _in_memory(result: Result) -> Iterator[Verdict]:
+    for suite in ("aes128gcm16", "chacha20poly1305"):
+        for way in ("seal", "open"):
+            for case, bound in (("1424 B", 0.95), ("64 B", 0.75)):
+                row = _row(result, f"{way}, {suite}", case)
+                value = row["raw_seconds"] / (row["seconds"] / row["packets"]) if row else None
+                yield _Limit(bound, True).judge(f"{way} over a vector, {suite}, {case}: of raw ring", value)
+    for way in ("encap", "decap"):
+        for case, bound, unit in (("64 B", 8, " Mpps"), ("IMIX", 5, " Mpps"), ("1424 B", 36, " Gb/s")):
+            row = _row(result, way, case)
+            value = None
+            if row:
+                rate = row["packets"] / row["seconds"]
+                value = rate / 1e6 if unit == " Mpps" else rate * row["octets"] * 8 / 1e9
+            yield _Limit(bound, True, unit).judge(f"whole {way}, one core, {case}", value)
+    for way in ("encap", "decap"):
+        for case in ("64 B", "IMIX", "1424 B"):
+            row = _row(result, f"{way} by table size, {case}", _LARGEST)
+            value = row["seconds"] / row["against_seconds"] if row else None
+            figure = f"whole {way}, {case}: time with 1 M routes and 100 k peers / with 10 of each"
+            yield _Limit(1.3, False).judge(figure, value)
+
+
+def _disturbed(result: Result) -> Iterator[Verdict]:
+    peace = "in peace"
+    for kind, words, bound in (("updates", "10 k updates per second", 0.9), ("rekeys", "100 rekeys in each run", 0.95)):
+        for name, direction in (("tcp", "there"), ("tcp_reverse", "back")):
+            value = ratio(result, f"{name}_bits_per_second", kind, peace)
+            yield _Limit(bound, True).judge(f"{words}: TCP goodput {direction} / in peace", value)
+        wanted = ["lost"] if kind == "updates" else ["lost", "reordered"]
+        for what in wanted:
+            value, quiet = (_total(result, what, which) for which in (kind, peace))
+            note = "" if quiet is None else f" ({quiet:.0f} in peace)"
+            limit = _Limit(0, False, "", digits=0)
+            yield limit.judge(f"{words}: packets {what}", value, note)
+
+
+def _total(result: Result, what: str, kind: str) -> float | None:
+    """Packets of all rounds: lost of the numbered stream, between the gateways or by a named drop; or reordered."""
+    parts = {
+        "lost": ("udp_lost", "tcp_underlay_lost", "tcp_dropped", "udp_dropped"),
+        "reordered": ("udp_reordered", "tcp_out_of_order"),
+    }[what]
+    totals = result["totals"]
+    if "udp_sent" not in totals:
+        return None
+    # What a data plane dropped in the numbered stream is missing at its end as well: it counts once.
+    found = {part: float(totals.get(part, {}).get(kind, 0)) for part in parts}
+    if what == "lost":
+        return max(found["udp_lost"], found["udp_dropped"]) + found["tcp_underlay_lost"] + found["tcp_dropped"]
+    return sum(found.values())
+
+
+def _heap(result: Result) -> Iterator[Verdict]:
+    value = result.get("allocations_per_packet")
+    note = f" ({result['allocations']} in {result['packets']} packets)" if value is not None else ""
+    limit = _Limit(0, False, "", digits=6)
+    yield limit.judge("heap allocations per packet, steady state, workers of a running data plane", value, note)
+
+
+_JUDGES: tuple[tuple[str, Callable[[Result], Iterator[Verdict]]], ...] = (
+    ("netns", _between_gateways),
+    ("micro", _in_memory),
+    ("updates", _disturbed),
+    ("allocations", _heap),
+)
