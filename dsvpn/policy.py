@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dsvpn.addresses import Address
 from dsvpn.commands import Encapsulation
-from dsvpn.config.model import IpsecConfig, TunnelConfig
-from dsvpn.ike.identity import Identity
+from dsvpn.config.credentials import Material
+from dsvpn.config.model import GatewayConfig, IpsecConfig, TunnelConfig
+from dsvpn.ike.half_open import HalfOpenLimits
+from dsvpn.ike.ppk import Ppk
 from dsvpn.ike.profile import IkeProfile, RetransmissionSchedule
 from dsvpn.ike.suites import parse_esp_suite, parse_ike_suite
 
@@ -31,16 +35,31 @@ SECOND_CALLER_DELAY = 0.3
 NATED_CALLEE_DELAY = 2.0
 
 
-def ike_profile(name: str, ipsec: IpsecConfig, psk: bytes, gateway_name: str) -> IkeProfile:
-    """The IKE profile of an [ipsec.NAME] section."""
-    auth, schedule = ipsec.auth, ipsec.retransmission
+def half_open_limits(config: GatewayConfig) -> HalfOpenLimits:
+    """The `half_open` of a [gateway] section."""
+    section = config.half_open
+    return HalfOpenLimits(
+        total=section.total,
+        per_address=section.per_address,
+        cookie_threshold=section.cookie_threshold,
+        cookie_threshold_per_address=section.cookie_threshold_per_address,
+    )
+
+
+def ike_profile(name: str, ipsec: IpsecConfig, material: Material, ppks: Sequence[bytes] = ()) -> IkeProfile:
+    """The IKE profile of an [ipsec.NAME] section; `ppks` are the keys of its `ppk`, in that order."""
+    schedule = ipsec.retransmission
     return IkeProfile(
         name=name,
         ike=tuple(parse_ike_suite(text) for text in ipsec.ike),
         esp=tuple(parse_esp_suite(text) for text in ipsec.esp),
-        psk=psk,
-        local_identity=Identity.parse(auth.local_identity or gateway_name),
-        remote_identity=None if auth.remote_identity is None else Identity.parse(auth.remote_identity),
+        psk=material.psk,
+        psks=material.psks,
+        credentials=material.credentials,
+        trust=material.trust,
+        local_identity=material.local_identity,
+        remote_identity=material.remote_identity,
+        fragment_size=ipsec.fragment_size,
         force_udp_encapsulation=ipsec.encapsulation == "udp",
         ike_lifetime=ipsec.ike_lifetime,
         child_lifetime=ipsec.child_lifetime,
@@ -52,6 +71,9 @@ def ike_profile(name: str, ipsec: IpsecConfig, psk: bytes, gateway_name: str) ->
             tries=schedule.tries,
         ),
         replay_window=ipsec.replay_window,
+        ppks=tuple(
+            Ppk(section.id.encode(), key, section.required) for section, key in zip(ipsec.ppk, ppks, strict=True)
+        ),
     )
 
 

@@ -19,6 +19,11 @@ FIRST_PREFIX = int(IPv4Address("20.0.0.0"))
 _FIRST_PEER = int(IPv4Address("60.0.0.0"))
 
 
+def keymat(suite: str, peer: int) -> bytes:
+    """Key material of one peer. No two have the same: SAs with one key would share their sequence numbers."""
+    return bytes(a ^ b for a, b in zip(KEYMAT[suite], peer.to_bytes(4, "big").ljust(64, b"\0"), strict=False))
+
+
 class Pair:
     """Two forwarders that are each other's peer. `suite` None: plain GRE.
 
@@ -46,10 +51,10 @@ class Pair:
         if suite is not None:
             if far:
                 self.spi = self.receiver.allocate_spi()
-                self.receiver.add_inbound_sa(self.spi, suite, KEYMAT[suite], [0], False, 1024)
+                self.receiver.add_inbound_sa(self.spi, suite, keymat(suite, 0), [0], False, 1024)
             for peer in range(peers):
                 spi = self.spi if peer == 0 and far else 0x1000 + peer
-                self.sender.set_outbound_sa(spi, suite, KEYMAT[suite], [peer], False)
+                self.sender.set_outbound_sa(spi, suite, keymat(suite, peer), [peer], False)
         self.sender.commit()
         self.receiver.commit()
         self.kind = 2 if suite is None else 0

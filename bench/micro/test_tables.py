@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import dsvpn_native
-from bench.micro.forwarder import FIRST_PREFIX, KEYMAT, MTU, Pair
+from bench.micro.forwarder import FIRST_PREFIX, MTU, Pair, keymat
 from bench.micro.vectors import Octets, Rows, case_name, lengths, udp_vector
 
 COUNT = 256
@@ -72,8 +72,8 @@ class Decapsulation:
             self._sender.set_adjacency(peer, self._there, "udp", _HERE, _THERE, _PORT, MTU)
             self._receiver.set_adjacency(peer, here, "udp", _THERE, _HERE, _PORT, MTU)
             spi = self._receiver.allocate_spi()
-            self._receiver.add_inbound_sa(spi, _SUITE, KEYMAT[_SUITE], [peer], False, 1024)
-            self._sender.set_outbound_sa(spi, _SUITE, KEYMAT[_SUITE], [peer], False)
+            self._receiver.add_inbound_sa(spi, _SUITE, keymat(_SUITE, peer), [peer], False, 1024)
+            self._sender.set_outbound_sa(spi, _SUITE, keymat(_SUITE, peer), [peer], False)
             self._sender.set_next_hop(peer, peer, False)
             self._sender.set_route(self._there, f"{IPv4Address(FIRST_PREFIX + peer * 256)}/24", peer)
         self._sender.commit()

@@ -1,4 +1,4 @@
-"""The command `dsvpn`: `up`, `check`, `show`, `lab`.
+"""The command `dsvpn`: `up`, `check`, `show`, `reload`, `pki`, `lab`.
 
 Whatever goes wrong on purpose (a DsvpnError) is one line on standard error and the error's exit code.
 """
@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 import dsvpn
+from dsvpn.cli.pki import pki
 from dsvpn.config import Config, load_config
 from dsvpn.errors import DsvpnError, HostError, MisuseError
 from dsvpn.io.control import RUN_DIRECTORY, ask, running_gateways
@@ -43,6 +44,7 @@ class Section(StrEnum):
     SA = "sa"
     ROUTES = "routes"
     COUNTERS = "counters"
+    CERTIFICATES = "certificates"
 
 
 def _version(wanted: bool) -> None:
@@ -84,6 +86,9 @@ def up(config: ConfigArgument) -> None:
 def check(config: ConfigArgument) -> None:
     """Check CONFIG, and the key files that it names, without starting anything."""
     loaded = load_config(config)
+    for material in loaded.materials.values():
+        for warning in material.warnings:
+            typer.echo(f"{config}: warning: {warning}", err=True)
     typer.echo(f"{config}: good: {_describe(loaded)}")
 
 
@@ -118,6 +123,22 @@ def show(
         console.print(table)
 
 
+@app.command()
+def reload(
+    socket: Annotated[Path | None, typer.Option(metavar="PATH", help="Control socket of the gateway.")] = None,
+    gateway: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"The gateway of that name in {RUN_DIRECTORY}.")
+    ] = None,
+) -> None:
+    """Make a running gateway read its keys, certificates and revocation lists anew, as SIGHUP does.
+
+    Established SAs stay, except those whose peer's certificate is revoked. Other changes of the configuration need a
+    restart.
+    """
+    ask(_find_gateway(socket, gateway), {"reload": True})
+    typer.echo("keys, certificates and revocation lists were read anew")
+
+
 def _find_gateway(socket: Path | None, gateway: str | None) -> Path:
     if socket is not None and gateway is not None:
         raise MisuseError("--socket and --gateway both name a gateway; give one of them")
@@ -136,6 +157,9 @@ def _find_gateway(socket: Path | None, gateway: str | None) -> Path:
         names = ", ".join(path.stem for path in running)
         raise MisuseError(f"several gateways run here ({names}); choose one with --gateway NAME")
     return running[0]
+
+
+app.add_typer(pki, name="pki")
 
 
 @app.command(

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from dsvpn.config.credentials import read_key_file, read_materials
 from dsvpn.config.model import (
     AuthConfig,
     Config,
     GatewayConfig,
+    HalfOpenSection,
     IpsecConfig,
     MapSection,
     NhrpSection,
     NhsSection,
+    PpkSection,
     PskFile,
     RetransmissionSection,
     RouteSection,
@@ -24,11 +28,12 @@ from dsvpn.config.model import (
 )
 from dsvpn.errors import ConfigurationError, HostError
 
-#: Longest key file that is read, octets.
-_MAX_PSK = 4096
+#: Fields of `Config` that are no keys of the file.
+_FILLED_IN = ("psks", "ppks", "materials", "file")
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "gateway": GatewayConfig,
+    "gateway.half_open": HalfOpenSection,
     "tunnel.*": TunnelConfig,
     "tunnel.*.nhrp": NhrpSection,
     "tunnel.*.nhrp.nhs.*": NhsSection,
@@ -37,6 +42,8 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "ipsec.*": IpsecConfig,
     "ipsec.*.auth": AuthConfig,
     "ipsec.*.auth.psk": PskFile,
+    "ipsec.*.auth.psks.*": PskFile,
+    "ipsec.*.ppk.*": PpkSection,
     "ipsec.*.retransmission": RetransmissionSection,
     "": Config,
 }
@@ -65,30 +72,28 @@ def parse_config(data: dict[str, Any], path: Path) -> Config:
     """The checked configuration of a parsed TOML document; `path` is for messages and relative key files."""
     if "psks" in data:
         raise ConfigurationError(str(path), "psks", "there is no such key", "psk in [ipsec.NAME.auth]")
+    for name in ("materials", "file"):
+        if name in data:
+            raise ConfigurationError(str(path), name, "there is no such key", "gateway, tunnel or ipsec")
+    if "ppks" in data:
+        raise ConfigurationError(str(path), "ppks", "there is no such key", "ppk in [ipsec.NAME]")
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
         raise _first_error(error, str(path)) from None
-    psks = {name: _read_psk(profile.auth, name, path) for name, profile in config.ipsec.items()}
-    return config.model_copy(update={"psks": psks})
+    materials = read_materials(config, path, time.time())
+    psks = {name: material.psk for name, material in materials.items() if material.psk}
+    ppks = {
+        name: tuple(_read_ppk(ppk, f"ipsec.{name}.ppk.{index}", path) for index, ppk in enumerate(profile.ppk))
+        for name, profile in config.ipsec.items()
+    }
+    return config.model_copy(update={"psks": psks, "ppks": ppks, "materials": materials, "file": path})
 
 
-def _read_psk(auth: AuthConfig, profile: str, path: Path) -> bytes:
-    key = f"ipsec.{profile}.auth.psk"
-    if isinstance(auth.psk, str):
-        secret = auth.psk.encode()
-    else:
-        file = path.parent / auth.psk.file
-        try:
-            with file.open("rb") as stream:
-                secret = stream.read(_MAX_PSK + 1)
-        except OSError as error:
-            raise HostError(f"{path}: {key}: the key file {file} cannot be read: {error.strerror}") from None
-        if len(secret) > _MAX_PSK:
-            raise ConfigurationError(str(path), key, f"{file} is longer than {_MAX_PSK} octets", "a shorter key")
-        secret = secret.removesuffix(b"\n").removesuffix(b"\r")
+def _read_ppk(ppk: PpkSection, key: str, path: Path) -> bytes:
+    secret = read_key_file(ppk.file, f"{key}.file", path)
     if not secret:
-        raise ConfigurationError(str(path), key, "the pre-shared key is empty", "at least one octet, better 32")
+        raise ConfigurationError(str(path), key, "the post-quantum preshared key is empty", "32 random octets or more")
     return secret
 
 
@@ -126,5 +131,5 @@ def _known_keys(place: list[str]) -> list[str]:
     for name in (".".join(pattern), ".".join([*pattern[:2], *place[2:]])):
         section = _SECTIONS.get(name)
         if section is not None:
-            return sorted(field for field in section.model_fields if field != "psks")
-    return sorted(field for field in Config.model_fields if field != "psks")
+            return sorted(field for field in section.model_fields if field not in _FILLED_IN)
+    return sorted(field for field in Config.model_fields if field not in _FILLED_IN)

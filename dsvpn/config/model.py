@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -32,6 +32,34 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
 
+class HalfOpenSection(_Section):
+    """`half_open` of the gateway: what strangers who call by IKE can make it remember (RFC 7296 section 2.6)."""
+
+    total: int = Field(default=2000, ge=1, le=100_000)
+    """Half-open IKE SAs at a time; the oldest makes room."""
+    per_address: int = Field(default=100, ge=1, le=100_000)
+    """Of one remote address; further calls get no answer."""
+    cookie_threshold: int = Field(default=100, ge=0, le=100_000)
+    """From so many on, a caller gets a cookie and nothing else until he brings it back; 0: always."""
+    cookie_threshold_per_address: int = Field(default=10, ge=0, le=100_000)
+    """The same, for those of one remote address."""
+
+    @model_validator(mode="after")
+    def _thresholds_are_within(self) -> Self:
+        if self.per_address > self.total:
+            raise ValueError(f"per_address {self.per_address} is beyond total {self.total}; write at most {self.total}")
+        if self.cookie_threshold > self.total:
+            raise ValueError(
+                f"cookie_threshold {self.cookie_threshold} is beyond total {self.total}; write at most {self.total}"
+            )
+        if self.cookie_threshold_per_address > self.per_address:
+            raise ValueError(
+                f"cookie_threshold_per_address {self.cookie_threshold_per_address} is beyond per_address "
+                f"{self.per_address}; write at most {self.per_address}"
+            )
+        return self
+
+
 class GatewayConfig(_Section):
     """[gateway]: the process as a whole."""
 
@@ -45,6 +73,7 @@ class GatewayConfig(_Section):
     """Directory for Wireshark's key tables. Whoever reads it can decrypt everything: for debugging only."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
+    half_open: HalfOpenSection = HalfOpenSection()
 
     @field_validator("name")
     @classmethod
@@ -208,12 +237,52 @@ class PskFile(_Section):
 class AuthConfig(_Section):
     """[ipsec.NAME.auth]: who we are and whom we believe."""
 
-    psk: PskFile | str
+    psk: PskFile | str | None = None
     """The pre-shared key, in a file of its own or (readable to all who read the configuration) here."""
+    psks: dict[str, PskFile | str] = {}
+    """Keys of single peers by identity ("*.example.net" for several), before `psk`."""
+    certificate: Path | None = None
+    """Our certificate, PEM or DER; in PEM, intermediate CAs may follow it."""
+    private_key: Path | None = None
+    ca: Annotated[tuple[Path, ...], BeforeValidator(listed)] = ()
+    """Certificates of the CAs whose peers we believe."""
+    crl: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
+    """Revocation lists: files, or http:// and https:// URLs that are fetched."""
+    crl_policy: Literal["if-present", "require"] = "if-present"
+    """What to do with a peer whose CA has no current list here: take it, or refuse it."""
+    rsa_signature: Literal["pss", "pkcs1"] = "pss"
+    """How an RSA key signs towards a peer that knows RFC 7427."""
     local_identity: str | None = None
-    """What we call ourselves in IKE: a name, user@host or an address. Default: the gateway's name."""
+    """What we call ourselves in IKE. Default: the gateway's name, or with a certificate that does not carry it, what
+    the certificate carries."""
     remote_identity: str | None = None
-    """Whom we talk to; default: anyone who has the key."""
+    """Whom we talk to, with "*" for several; default: anyone who proves itself."""
+
+    @model_validator(mode="after")
+    def _proves_something(self) -> Self:
+        together = {"certificate": self.certificate, "private_key": self.private_key, "ca": self.ca}
+        missing = [name for name, value in together.items() if not value]
+        if missing and len(missing) < len(together):
+            given = next(name for name, value in together.items() if value)
+            raise ValueError(f"{given} is of no use without {missing[0]}; write {' and '.join(missing)} too")
+        if self.psk is None and not self.psks and self.certificate is None:
+            raise ValueError(
+                'there is nothing to prove who we are; write psk = { file = "psk" }, or certificate, private_key and ca'
+            )
+        if self.crl and not self.ca:
+            raise ValueError("crl is of no use without certificates; write certificate, private_key and ca too")
+        return self
+
+
+class PpkSection(_Section):
+    """`ppk` of a profile: a post-quantum preshared key (RFC 8784)."""
+
+    id: str = Field(min_length=1, max_length=64)
+    """What both ends call it."""
+    file: Path
+    """Path of the key, relative to the configuration file. One trailing newline is not part of the key."""
+    required: bool = False
+    """Rather no connection than one without it."""
 
 
 class IpsecConfig(_Section):
@@ -223,6 +292,7 @@ class IpsecConfig(_Section):
     encapsulation: Literal["auto", "udp"] = "auto"
     """"auto": ESP in UDP where there is a NAT, else protocol 50. "udp": always in UDP (faster: it has offloads)."""
     ike: Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)] = (
+        "aes256gcm16-prfsha384-x25519-ke1_mlkem768",
         "aes128gcm16-prfsha256-x25519",
         "aes256gcm16-prfsha384-ecp384",
         "chacha20poly1305-prfsha256-x25519",
@@ -240,9 +310,13 @@ class IpsecConfig(_Section):
     """Age at which a CHILD_SA is rekeyed at the latest, seconds."""
     dpd: Duration = Field(default=20.0, ge=0)
     """Silence after which the peer is asked whether it lives, seconds; 0 never asks."""
+    fragment_size: int = Field(default=1280, ge=576, le=65535)
+    """Octets of the largest IP datagram that a long IKE message goes in; a longer one is sent in fragments."""
     replay_window: int = Field(default=1024, ge=0, le=8192)
     """Packets; 0 turns the check off."""
     retransmission: RetransmissionSection = RetransmissionSection()
+    ppk: Annotated[tuple[PpkSection, ...], BeforeValidator(listed)] = ()
+    """Post-quantum preshared keys: a caller uses the first, the called one that which the caller names."""
     auth: AuthConfig
 
     @field_validator("mode")
@@ -253,6 +327,14 @@ class IpsecConfig(_Section):
                 "tunnel mode cannot work behind NAT, because NHRP does not learn post-NAT addresses in it, "
                 'and this version has it for no path; write mode = "transport"'
             )
+        return value
+
+    @field_validator("ppk")
+    @classmethod
+    def _ppk_ids_differ(cls, value: tuple[PpkSection, ...]) -> tuple[PpkSection, ...]:
+        ids = [ppk.id for ppk in value]
+        if len(set(ids)) != len(ids):
+            raise ValueError("two of the keys have one id; write each id once")
         return value
 
     @field_validator("ike")
@@ -282,8 +364,14 @@ class Config(_Section):
     gateway: GatewayConfig
     tunnel: dict[str, TunnelConfig] = Field(min_length=1)
     ipsec: dict[str, IpsecConfig] = {}
+    materials: dict[str, Any] = Field(default={}, exclude=True)
+    """What authenticates, by profile (`dsvpn.config.credentials.Material`); not a key of the file."""
+    file: Path = Field(default=Path(), exclude=True)
+    """Where this was read; not a key of the file."""
     psks: dict[str, bytes] = Field(default={}, exclude=True)
     """The pre-shared keys by profile, filled in when the file is loaded; not a key of the file."""
+    ppks: dict[str, tuple[bytes, ...]] = Field(default={}, exclude=True)
+    """The post-quantum preshared keys by profile, in the order of `ppk`; likewise."""
 
     @property
     def tunnels(self) -> dict[str, TunnelConfig]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from dsvpn.addresses import Address, Path, Prefix
 from dsvpn.commands import Command, SendNhrp
+from dsvpn.config.credentials import Material
 from dsvpn.config.model import Config
 from dsvpn.gateway import status
 from dsvpn.gateway.events import GatewayEvent, Level
@@ -23,7 +24,7 @@ from dsvpn.gateway.tunnel import Tunnel
 from dsvpn.ike.engine import IkeEngine
 from dsvpn.nhrp import events as nhrp_events
 from dsvpn.nhrp.config import Route
-from dsvpn.policy import ike_profile
+from dsvpn.policy import half_open_limits, ike_profile
 
 #: Peers that plain GRE packets of strangers may make, for anybody can send those.
 MAX_PLAIN_PEERS = 65536
@@ -35,6 +36,7 @@ class Gateway:
     After any input, carry out `commands()` in order, make them effective, send `datagrams_to_send()` and
     `keepalives_to_send()`, and arm one timer for `get_timer()`. `now` is monotonic, in seconds.
 
+    `wall_clock()` is the time of day, seconds since 1970: certificates need it.
     `route_lookup(tunnel, destination)` gives the kernel's longest match, shortcuts left out.
     """
 
@@ -47,6 +49,7 @@ class Gateway:
         release_spi: Callable[[int], None],
         route_lookup: Callable[[str, Address], Route | None],
         key_log: Callable[[str], None] | None = None,
+        wall_clock: Callable[[], float] | None = None,
     ) -> None:
         self.config = config
         self._commands: list[Command] = []
@@ -55,14 +58,16 @@ class Gateway:
         used = {tunnel.ipsec for tunnel in config.tunnels.values() if tunnel.protected}
         self.ike = IkeEngine(
             [
-                ike_profile(name, config.ipsec[name], config.psks[name], config.gateway.name)
+                ike_profile(name, config.ipsec[name], config.materials[name], config.ppks.get(name, ()))
                 for name in config.ipsec
                 if name in used
             ],
+            wall_clock=wall_clock,
             random=random,
             allocate_spi=allocate_spi,
             release_spi=release_spi,
             key_log=key_log,
+            half_open=half_open_limits(config.gateway),
         )
         self.tunnels = {
             name: Tunnel(
@@ -137,6 +142,19 @@ class Gateway:
             for ike_sa in found[1].ike_sas:
                 self.ike.update_remote(ike_sa, path, now)
             self._settle(now)
+
+    def replace_materials(self, materials: Mapping[str, Material], now: float) -> None:
+        """Keys, certificates and revocation lists were read anew: use these from here on. What is established stays,
+        unless its peer's certificate is revoked."""
+        self.config = self.config.model_copy(update={"materials": dict(materials)})
+        used = {tunnel.config.ipsec for tunnel in self.tunnels.values() if tunnel.profile is not None}
+        profiles = [
+            ike_profile(name, self.config.ipsec[name], materials[name], self.config.ppks.get(name, ()))
+            for name in self.config.ipsec
+            if name in used
+        ]
+        self.ike.replace_credentials(profiles, now)
+        self._settle(now)
 
     def source_changed(self, tunnel: str, address: Address | None, mtu: int, now: float) -> None:
         """The underlay source of a tunnel has this address (None: none at the moment) and MTU."""

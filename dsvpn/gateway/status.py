@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Any
 
 from dsvpn.addresses import Path
 
 if TYPE_CHECKING:
+    from dsvpn.config.credentials import Material
     from dsvpn.gateway.core import Gateway
     from dsvpn.gateway.peers import Peer
     from dsvpn.gateway.tunnel import Tunnel
 
 
 def sections(gateway: Gateway, now: float) -> dict[str, Any]:
-    """The sections by name: "summary", "nhrp", "peers", "sa", "routes". Times are seconds relative to now."""
+    """The sections by name: "summary", "nhrp", "peers", "sa", "routes", "ike" (counters). Times are seconds relative to
+    now."""
     return {
         "summary": _summary(gateway, now),
         "nhrp": {name: plain(tunnel.nhrp.snapshot(now)) for name, tunnel in gateway.tunnels.items()},
@@ -34,8 +37,53 @@ def sections(gateway: Gateway, now: float) -> dict[str, Any]:
             ],
         },
         "sa": plain(gateway.ike.snapshot(now)),
+        "ike": gateway.ike.counters(),
         "routes": [route for tunnel in gateway.tunnels.values() for route in _routes(tunnel)],
     }
+
+
+def certificates(materials: Mapping[str, Material], wall: float) -> list[dict[str, Any]]:
+    """The certificates and revocation lists of each profile that has them. Times are seconds from `wall`, the time of
+    day."""
+    listed = []
+    for name, material in materials.items():
+        if material.credentials is None or material.trust is None:
+            continue
+        own, trust = material.credentials, material.trust
+        shown = [("own", own.certificate), *(("intermediate", entry) for entry in own.chain)]
+        shown += [("CA", entry) for entry in trust.authorities]
+        listed.append(
+            {
+                "profile": name,
+                "identity": str(material.local_identity),
+                "crl_policy": "require" if trust.require_crl else "if-present",
+                "certificates": [
+                    {
+                        "role": role,
+                        "subject": certificate.name,
+                        "issuer": certificate.issuer_name,
+                        "serial": f"{certificate.serial:x}",
+                        "key": certificate.kind,
+                        "expires_in": round(certificate.not_after.timestamp() - wall),
+                    }
+                    for role, certificate in shown
+                ],
+                "crls": [
+                    {
+                        "source": crl.source,
+                        "issuer": crl.issuer_name,
+                        "revoked": crl.revoked,
+                        "next_update_in": None
+                        if crl.next_update is None
+                        else round(crl.next_update.timestamp() - wall),
+                        "trusted": any(crl.is_of(authority) for authority in trust.authorities),
+                    }
+                    for crl in trust.crls
+                ],
+                "warnings": list(material.warnings),
+            }
+        )
+    return listed
 
 
 def plain(value: Any) -> Any:

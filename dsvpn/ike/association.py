@@ -8,6 +8,7 @@ that are on their way out or have not yet won a simultaneous rekey.
 from __future__ import annotations
 
 from dsvpn.addresses import Address, Path
+from dsvpn.ike.authentication.proof import Proved
 from dsvpn.ike.child_sa import LINGER, ChildSa, ChildState
 from dsvpn.ike.context import Context
 from dsvpn.ike.create_child import RETRY
@@ -22,6 +23,7 @@ from dsvpn.ike.events import (
     IkeSaFailed,
     IkeSaRekeyed,
 )
+from dsvpn.ike.fragmentation import DEFAULT_FRAGMENT_SIZE, message_limit
 from dsvpn.ike.identity import Identity
 from dsvpn.ike.ike_sa import IkeSa
 from dsvpn.ike.profile import IkeProfile
@@ -35,15 +37,18 @@ class Association:
     def __init__(self, context: Context, profile: IkeProfile | None, path: Path, now: float) -> None:
         self.context = context
         self.profile = profile
-        self.path = path
+        self._path = path
         self.handle = 0
         self.initiator = profile is not None
         self.established = False
         self.local_identity: Identity | None = None
         self.remote_identity: Identity | None = None
+        self.proved: Proved | None = None
         self.local_nat = False
         self.remote_nat = False
         self.udp_encapsulation = False
+        #: Whether both ends send long messages in fragments (RFC 7383).
+        self.fragmentation = False
         self.last_heard = now
         self.current: IkeSa | None = None
         self.ike_sas: list[IkeSa] = []
@@ -53,21 +58,49 @@ class Association:
         #: The deadline under which the engine's timer heap knows this association.
         self.scheduled: float | None = None
 
+    @property
+    def path(self) -> Path:
+        """Where IKE goes, and ESP with it."""
+        return self._path
+
+    @path.setter
+    def path(self, path: Path) -> None:
+        moved = path.remote.address != self._path.remote.address
+        if moved:
+            self.context.unindex(self, self._path.remote.address)
+        self._path = path
+        if moved and self.ike_sas:
+            self.context.index(self, path.remote.address)
+
+    @property
+    def message_limit(self) -> int | None:
+        """Octets of a message that goes in one piece; None when all do."""
+        if not self.fragmentation:
+            return None
+        # Until IKE_AUTH tells which profile it is, whatever suits all of them.
+        profiles = self.context.profiles.values() if self.profile is None else (self.profile,)
+        size = min((profile.fragment_size for profile in profiles), default=DEFAULT_FRAGMENT_SIZE)
+        return message_limit(size, self.path)
+
     # -- IKE SAs ---------------------------------------------------------------------------------------------
 
     def add_ike_sa(self, sa: IkeSa) -> None:
         """Make an IKE SA known, so that messages find it."""
         self.ike_sas.append(sa)
         self.context.ike_sas[sa.local_spi] = sa
+        self.context.index(self, self._path.remote.address)
 
     def remove_ike_sa(self, sa: IkeSa, now: float) -> None:
         """Forget an IKE SA at once."""
         sa.abandon_tasks(now)
         sa.state = IkeState.DEAD
+        sa.reassembly.clear()
         self.context.half_open.discard(sa)
         if sa in self.ike_sas:
             self.ike_sas.remove(sa)
             del self.context.ike_sas[sa.local_spi]
+            if not self.ike_sas:
+                self.context.unindex(self, self._path.remote.address)
         if self.current is sa:
             self.current = None
 

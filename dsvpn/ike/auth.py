@@ -11,9 +11,12 @@ from dsvpn.ike.suites import Prf
 _KEY_PAD: Final = b"Key Pad for IKEv2"
 
 
-def signed_octets(function: Prf, message: bytes, peer_nonce: bytes, sk_p: bytes, identity: bytes) -> bytes:
-    """What an end proves: its IKE_SA_INIT message, the other's nonce, and its own identity (the ID payload's body)."""
-    return message + peer_nonce + prf(function, sk_p, identity)
+def signed_octets(
+    function: Prf, message: bytes, peer_nonce: bytes, sk_p: bytes, identity: bytes, int_auth: bytes = b""
+) -> bytes:
+    """What an end proves: its IKE_SA_INIT message, the other's nonce, its own identity (the ID payload's body), and
+    what came between IKE_SA_INIT and IKE_AUTH (RFC 9242 section 3.3.2), which is empty without IKE_INTERMEDIATE."""
+    return message + peer_nonce + prf(function, sk_p, identity) + int_auth
 
 
 def shared_key_mic(function: Prf, psk: bytes, octets: bytes) -> bytes:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from dsvpn.addresses import Address
 from dsvpn.errors import PeerError
 from dsvpn.ike import selectors
-from dsvpn.ike.key_exchange import KeyExchange, make_key_exchange
+from dsvpn.ike.key_exchange import KeyExchange, answer_key_exchange
 from dsvpn.ike.keymat import derive_child_keymat
-from dsvpn.ike.proposals import EspChoice, check_esp_answer, choose_esp, offer_esp
-from dsvpn.ike.suites import EspSuite
+from dsvpn.ike.proposals import check_esp_answer, choose_esp, offer_esp
+from dsvpn.ike.suites import Additional, EspSuite
 from dsvpn.ike.task import Payloads
 from dsvpn.wire import ikev2 as wire
 from dsvpn.wire.ikev2 import NotifyType
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Negotiated:
-    """A CHILD_SA that both ends agree on. `answer` is the responder's SA payload, TSi and TSr."""
+    """A CHILD_SA that both ends agree on. `sa` and `selectors` are the responder's SA payload, TSi and TSr.
+
+    While `additional` key exchanges are to follow it has no key material; `with_additional` gives it."""
 
     suite: EspSuite
     esn: bool
@@ -37,6 +39,9 @@ class Negotiated:
     outbound_keymat: bytes = field(repr=False)
     public: bytes
     remote_claimed: Address | None
+    secret: bytes = field(repr=False)
+    nonces: tuple[bytes, bytes] = field(repr=False)
+    additional: tuple[Additional, ...] = ()
     sa: wire.SecurityAssociation | None = None
     selectors: tuple[wire.TrafficSelector, wire.TrafficSelector] | None = None
 
@@ -88,9 +93,20 @@ def accept_answer(
         ):
             raise PeerError(f"peer's key exchange is not the {group.name} of its proposal")
         secret = key_exchange.shared_secret(public.data)
-    outbound, inbound = _keymat(sa, choice, nonces, secret)
+    additional = choice.suite.additional if with_groups else ()
+    outbound, inbound = (b"", b"") if additional else _keymat(sa, choice.suite, nonces, secret)
     return Negotiated(
-        choice.suite, choice.esn, inbound_spi, choice.peer_spi, inbound, outbound, b"", _claimed(ts_r.selectors)
+        choice.suite,
+        choice.esn,
+        inbound_spi,
+        choice.peer_spi,
+        inbound,
+        outbound,
+        b"",
+        _claimed(ts_r.selectors),
+        secret,
+        nonces,
+        additional,
     )
 
 
@@ -130,16 +146,15 @@ def answer_offer(
                 NotifyType.INVALID_KE_PAYLOAD,
                 group.key_exchange_id.to_bytes(2, "big"),
             )
-        key_exchange = make_key_exchange(group, context.random)
         try:
-            secret = key_exchange.shared_secret(peer_public.data)
+            public, secret = answer_key_exchange(group, peer_public.data, context.random)
         except PeerError as error:
             raise PeerError(error.reason, NotifyType.INVALID_SYNTAX) from None
-        public = key_exchange.public
     spi = context.allocate_spi()
     if spi is None:
         raise PeerError("no inbound SPI left", NotifyType.NO_ADDITIONAL_SAS)
-    inbound, outbound = _keymat(sa, choice, nonces, secret)
+    additional = choice.suite.additional if with_groups else ()
+    inbound, outbound = (b"", b"") if additional else _keymat(sa, choice.suite, nonces, secret)
     answer = wire.SecurityAssociation((replace(choice.answer, spi=spi.to_bytes(4, "big")),))
     return Negotiated(
         choice.suite,
@@ -150,15 +165,28 @@ def answer_offer(
         outbound,
         public,
         _claimed(ts_i.selectors),
+        secret,
+        nonces,
+        additional,
         answer,
         narrowed,
     )
 
 
-def _keymat(sa: IkeSa, choice: EspChoice, nonces: tuple[bytes, bytes], secret: bytes) -> tuple[bytes, bytes]:
+def with_additional(sa: IkeSa, negotiated: Negotiated, secrets: bytes, is_initiator: bool) -> Negotiated:
+    """The CHILD_SA with the key material that its additional key exchanges give; `secrets` is SK(1) | SK(2) | ...,
+    `is_initiator` whether we began the exchange."""
+    from_initiator, from_responder = _keymat(sa, negotiated.suite, negotiated.nonces, negotiated.secret, secrets)
+    inbound, outbound = (from_responder, from_initiator) if is_initiator else (from_initiator, from_responder)
+    return replace(negotiated, inbound_keymat=inbound, outbound_keymat=outbound, additional=())
+
+
+def _keymat(
+    sa: IkeSa, suite: EspSuite, nonces: tuple[bytes, bytes], secret: bytes, additional: bytes = b""
+) -> tuple[bytes, bytes]:
     """The key material that the initiator of the exchange seals with, then the responder's."""
     assert sa.suite is not None
-    return derive_child_keymat(sa.suite.prf, sa.sk_d, choice.suite.cipher, nonces[0], nonces[1], secret)
+    return derive_child_keymat(sa.suite.prf, sa.sk_d, suite.cipher, nonces[0], nonces[1], secret, additional)
 
 
 def _claimed(proposed: Sequence[wire.Selector]) -> Address | None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from datetime import UTC, datetime
+from math import inf
 from typing import TYPE_CHECKING
 
-from dsvpn.addresses import Path
-from dsvpn.errors import HostError
+from dsvpn.addresses import Address, Path
+from dsvpn.errors import HostError, MisuseError
+from dsvpn.ike.cookies import CookieJar
 from dsvpn.ike.events import Event, IkeAuthenticationRefused
-from dsvpn.ike.half_open import HalfOpenTable
+from dsvpn.ike.fragmentation import FragmentBudget
+from dsvpn.ike.half_open import HalfOpenLimits, HalfOpenTable
 from dsvpn.ike.profile import IkeProfile
 from dsvpn.wire.ikev2 import SPI_LENGTH, ZERO_SPI
 
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
 #: Refusals reported at once, and per second after that: what strangers cause must not fill logs.
 REFUSAL_BURST = 20.0
 REFUSAL_RATE = 2.0
+#: Seconds between reports of peers that speak IKEv1.
+IKEV1_INTERVAL = 60.0
 
 
 class Context:
@@ -33,16 +39,26 @@ class Context:
         allocate_spi: Callable[[], int],
         release_spi: Callable[[int], None],
         key_log: Callable[[str], None] | None,
+        wall_clock: Callable[[], float] | None = None,
+        limits: HalfOpenLimits | None = None,
     ) -> None:
         self.profiles = profiles
         self.random = random
         self.release_spi = release_spi
         self.key_log = key_log
+        self._wall_clock = wall_clock
         self.events: deque[Event] = deque()
         self.outbox: list[tuple[bytes, Path]] = []
         #: IKE SAs by the SPI that we chose.
         self.ike_sas: dict[bytes, IkeSa] = {}
-        self.half_open = HalfOpenTable()
+        self.half_open = HalfOpenTable(HalfOpenLimits() if limits is None else limits)
+        self.half_open_refused = 0
+        self.ikev1 = 0
+        self._ikev1_told = -inf
+        self.cookies = CookieJar(random)
+        #: Associations with IKE SAs by the remote address of their path.
+        self.by_address: dict[Address, set[Association]] = {}
+        self.fragments = FragmentBudget()
         #: Associations by handle: those that we initiate and those that are established.
         self.associations: dict[int, Association] = {}
         #: Whom an inbound ESP SPI belongs to.
@@ -52,6 +68,18 @@ class Context:
         self._refusals = REFUSAL_BURST
         self._refused_at = 0.0
         self._refusals_hidden = 0
+
+    def index(self, association: Association, address: Address) -> None:
+        """`association` has IKE SAs with `address`."""
+        self.by_address.setdefault(address, set()).add(association)
+
+    def unindex(self, association: Association, address: Address) -> None:
+        """It has none with this address any more."""
+        found = self.by_address.get(address)
+        if found is not None:
+            found.discard(association)
+            if not found:
+                del self.by_address[address]
 
     def new_handle(self) -> int:
         """A handle that the engine never gave before."""
@@ -76,6 +104,12 @@ class Context:
         except HostError:
             return None
 
+    def time_of_day(self) -> datetime:
+        """The time by which certificates are valid or not. MisuseError without a wall clock."""
+        if self._wall_clock is None:
+            raise MisuseError("certificates need a wall clock; give the engine one")
+        return datetime.fromtimestamp(self._wall_clock(), UTC)
+
     def uniform(self) -> float:
         """A random number in [0, 1)."""
         return int.from_bytes(self.random(4), "big") / 2**32
@@ -87,6 +121,17 @@ class Context:
     def send(self, datagram: bytes, path: Path) -> None:
         """Queue a datagram."""
         self.outbox.append((datagram, path))
+
+    def note_ikev1(self, path: Path, now: float) -> None:
+        """Somebody speaks IKEv1, which is historic (RFC 9395): no answer, but the owner is told now and then."""
+        self.ikev1 += 1
+        if now >= self._ikev1_told + IKEV1_INTERVAL:
+            self._ikev1_told = now
+            self.emit(
+                IkeAuthenticationRefused(
+                    "", path, "nobody", "peer speaks IKEv1, which is obsolete; configure IKEv2 there"
+                )
+            )
 
     def refuse(self, profile: str, path: Path, identity: str, reason: str, now: float) -> None:
         """Tell the owner of a peer that was refused, at a limited rate."""

@@ -3,6 +3,8 @@
     HDR, SK {[N(REKEY_SA)], N(USE_TRANSPORT_MODE), SA, Ni, [KEi], TSi, TSr}  -->
                                     <--  HDR, SK {N(USE_TRANSPORT_MODE), SA, Nr, [KEr], TSi, TSr}
 
+Additional key exchanges follow in IKE_FOLLOWUP_KE (dsvpn/ike/followup.py), and the exchange ends with the last of them.
+
 Both ends may rekey one CHILD_SA at once. Call it C, the new SA of our exchange A, that of the peer's exchange P.
 
 1.  The peer's request comes while ours is outstanding: both exchanges run. When our answer comes, the four nonces are
@@ -22,16 +24,21 @@ Both ends may rekey one CHILD_SA at once. Call it C, the new SA of our exchange 
 7.  The peer deletes or rekeys an SA that is unknown here while our exchange is outstanding: it may be A, whose answer
     is late. A delete is remembered and makes A stillborn; a rekey gets TEMPORARY_FAILURE. An end whose P is deleted
     takes C for not rekeyed again.
+8.  Case 1 with additional key exchanges, when the four nonces are known before the last of them: the end whose exchange
+    has the lowest one does not go on with it, and no SA is there to delete. The other end drops what it kept for it.
+9.  Our rekey waits for the window, and the peer's has begun but lacks additional key exchanges: ours is put off.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dsvpn.errors import PeerError
-from dsvpn.ike.child_exchange import accept_answer, answer_offer, offer_child
+from dsvpn.ike.child_exchange import Negotiated, accept_answer, answer_offer, offer_child, with_additional
 from dsvpn.ike.child_sa import MAX_CHILDREN, ChildSa, ChildState
 from dsvpn.ike.delete import DeleteStillborn
+from dsvpn.ike.followup import Followup, take_link, take_public_value
 from dsvpn.ike.key_exchange import KeyExchange, make_key_exchange
 from dsvpn.ike.suites import Group
 from dsvpn.ike.task import Payloads, Task, first_error
@@ -63,6 +70,10 @@ class CreateChild(Task):
         #: The peer's simultaneous rekey of the same SA (P above) and its nonces, which outlive it.
         self.passive: ChildSa | None = None
         self.passive_nonces: tuple[bytes, bytes] | None = None
+        #: The CHILD_SA whose additional key exchanges are under way, their secrets, and the link of the next.
+        self.negotiated: Negotiated | None = None
+        self.secrets = b""
+        self.link: wire.Notify | None = None
         #: What the peer deleted that is unknown here: it may be the SA whose answer is still on its way.
         self.deleted_early: set[int] = set()
 
@@ -71,7 +82,12 @@ class CreateChild(Task):
         context, old = sa.context, self.old
         profile = sa.association.profile
         assert profile is not None
+        if self.negotiated is not None:
+            return self._build_followup(sa)
         if old is not None and old.state is not ChildState.INSTALLED:
+            return None
+        if old is not None and isinstance(sa.followup, ChildFollowup) and sa.followup.old is old:
+            self._retry_later(sa, now)
             return None
         self.inbound_spi = context.allocate_spi()
         if self.inbound_spi is None:
@@ -106,6 +122,9 @@ class CreateChild(Task):
             self._release(sa)
             self._refused(sa, error, now)
             return
+        if self.negotiated is not None:
+            self._process_followup(sa, self.negotiated, payloads, now)
+            return
         nonce = wire.find(payloads, wire.Nonce)
         try:
             if nonce is None:
@@ -120,17 +139,28 @@ class CreateChild(Task):
                 with_groups=True,
                 key_exchange=self.key_exchange,
             )
+            if new.additional:
+                self.link = take_link(payloads)
+                self._follow_up(sa, new, now)
+                return
         except PeerError:
             # The peer has made an SA that this end cannot: take it back, then try again.
             sa.add_task(DeleteStillborn(self.inbound_spi), now, urgent=True)
             self.inbound_spi = None
             self._retry_later(sa, now)
             return
+        self._install(sa, new, now)
+
+    def _install(self, sa: IkeSa, new: Negotiated, now: float) -> None:
+        """The exchange is over at both ends."""
+        association, old = sa.association, self.old
         if new.outbound_spi in self.deleted_early:
             self._release(sa)
             self._retry_later(sa, now)
             return
-        lost = self.passive_nonces is not None and min(nonces) < min(self.passive_nonces)
+        lost = self._has_lost(new)
+        if not lost:
+            self._drop_passive(sa)
         self.inbound_spi = None
         child = association.install_child(
             new.suite,
@@ -144,12 +174,71 @@ class CreateChild(Task):
         if lost:
             child.redundant = True
             association.delete_child(child, now)
+            if self.passive is None:
+                # The peer's exchange goes on, if nothing befalls it.
+                self._retry_later(sa, now)
             return
         if self.passive is not None:
             self.passive.redundant = True
             self.passive.outbound_ready = False
         if old is not None and old in association.children:
             association.delete_child(old, now)
+
+    # -- additional key exchanges ----------------------------------------------------------------------------
+
+    def _follow_up(self, sa: IkeSa, new: Negotiated, now: float) -> None:
+        """Go on with the next additional key exchange of `new`, unless the peer's rekey of the same SA wins."""
+        if self._has_lost(new):
+            # Only our half of it exists (RFC 9370 section 2.2.4): nothing to delete.
+            self._release(sa)
+            self._retry_later(sa, now)
+            return
+        self._drop_passive(sa)
+        if self.old is not None:
+            self.old.rekey = self
+        self.negotiated = new
+        self.exchange = ExchangeType.IKE_FOLLOWUP_KE
+        sa.add_task(self, now, urgent=True)
+
+    def _build_followup(self, sa: IkeSa) -> list[wire.Payload]:
+        assert self.negotiated is not None
+        assert self.link is not None
+        group = self.negotiated.additional[0][1]
+        self.key_exchange = make_key_exchange(group, sa.context.random)
+        return [wire.KeyExchange(group.key_exchange_id, self.key_exchange.public), self.link]
+
+    def _process_followup(self, sa: IkeSa, new: Negotiated, payloads: Payloads, now: float) -> None:
+        assert self.key_exchange is not None
+        assert self.inbound_spi is not None
+        rest = new.additional[1:]
+        try:
+            public = take_public_value(payloads, self.key_exchange.group.key_exchange_id)
+            self.secrets += self.key_exchange.shared_secret(public)
+            if rest:
+                self.link = take_link(payloads)
+        except PeerError:
+            if rest:
+                self._release(sa)
+            else:
+                # The peer has the SA.
+                sa.add_task(DeleteStillborn(self.inbound_spi), now, urgent=True)
+                self.inbound_spi = None
+            self._retry_later(sa, now)
+            return
+        if rest:
+            self._follow_up(sa, replace(new, additional=rest), now)
+        else:
+            self._install(sa, with_additional(sa, new, self.secrets, True), now)
+
+    def _has_lost(self, new: Negotiated) -> bool:
+        """Whether our exchange has the lowest of the four nonces of a simultaneous rekey."""
+        return self.passive_nonces is not None and min(new.nonces) < min(self.passive_nonces)
+
+    def _drop_passive(self, sa: IkeSa) -> None:
+        """Our exchange goes on: the peer's unfinished rekey of the same SA does not."""
+        followup = sa.followup
+        if self.old is not None and isinstance(followup, ChildFollowup) and followup.old is self.old:
+            sa.drop_followup()
 
     def note_early_delete(self, outbound_spi: int) -> None:
         """The peer has deleted an SA that is unknown here."""
@@ -166,7 +255,7 @@ class CreateChild(Task):
         profile = sa.association.profile
         assert profile is not None
         old = self.old
-        if error.type == NotifyType.INVALID_KE_PAYLOAD and self.tries < MAX_TRIES:
+        if error.type == NotifyType.INVALID_KE_PAYLOAD and self.tries < MAX_TRIES and self.negotiated is None:
             wanted = int.from_bytes(error.data, "big") if len(error.data) == 2 else 0
             for suite in profile.esp:
                 if suite.group is not None and suite.group.key_exchange_id == wanted and suite.group != self.group:
@@ -218,7 +307,55 @@ def respond_create_child(
         raise PeerError("too many CHILD_SAs", NotifyType.NO_ADDITIONAL_SAS)
     nonces = (nonce.data, sa.context.new_nonce())
     new = answer_offer(sa, offer, payloads, nonces, with_groups=True)
-    child = association.install_child(
+    link: list[wire.Payload] = []
+    if new.additional:
+        sa.drop_followup()
+        sa.followup = ChildFollowup(sa, old, new, now)
+        link.append(sa.followup.payload)
+        if old is not None and old.rekey is not None:
+            old.rekey.passive_nonces = nonces
+    else:
+        _install_answered(sa, old, new, now)
+    assert new.sa is not None
+    assert new.selectors is not None
+    answer: list[wire.Payload] = [wire.Notify(NotifyType.USE_TRANSPORT_MODE), new.sa, wire.Nonce(nonces[1])]
+    if new.public:
+        assert new.suite.group is not None
+        answer.append(wire.KeyExchange(new.suite.group.key_exchange_id, new.public))
+    return [
+        *answer,
+        wire.TrafficSelectorsInitiator((new.selectors[0],)),
+        wire.TrafficSelectorsResponder((new.selectors[1],)),
+        *link,
+    ]
+
+
+class ChildFollowup(Followup):
+    """A CHILD_SA that the peer asked for, in place of `old` or as a further one, between its key exchanges."""
+
+    def __init__(self, sa: IkeSa, old: ChildSa | None, negotiated: Negotiated, now: float) -> None:
+        super().__init__(sa, negotiated.additional, now)
+        self.old = old
+        self.negotiated = negotiated
+
+    def check(self, sa: IkeSa) -> None:
+        """Not if `old` was rekeyed or deleted meanwhile."""
+        old = self.old
+        if old is not None and (old.state is not ChildState.INSTALLED or old not in sa.association.children):
+            raise PeerError(f"the CHILD_SA is {old.state.value}", NotifyType.TEMPORARY_FAILURE)
+
+    def complete(self, sa: IkeSa, now: float) -> None:
+        """Install it."""
+        _install_answered(sa, self.old, with_additional(sa, self.negotiated, self.secrets, False), now)
+
+    def drop(self, sa: IkeSa) -> None:
+        """Its inbound SPI is free."""
+        sa.context.release_spi(self.negotiated.inbound_spi)
+
+
+def _install_answered(sa: IkeSa, old: ChildSa | None, new: Negotiated, now: float) -> None:
+    """A CHILD_SA that the peer asked for has keys: P above, when it rekeys `old`."""
+    child = sa.association.install_child(
         new.suite,
         new.esn,
         (new.inbound_spi, new.outbound_spi),
@@ -231,15 +368,4 @@ def respond_create_child(
     if old is not None:
         old.state = ChildState.REKEYED
         if old.rekey is not None:
-            old.rekey.passive, old.rekey.passive_nonces = child, nonces
-    assert new.sa is not None
-    assert new.selectors is not None
-    answer: list[wire.Payload] = [wire.Notify(NotifyType.USE_TRANSPORT_MODE), new.sa, wire.Nonce(nonces[1])]
-    if new.public:
-        assert new.suite.group is not None
-        answer.append(wire.KeyExchange(new.suite.group.key_exchange_id, new.public))
-    return [
-        *answer,
-        wire.TrafficSelectorsInitiator((new.selectors[0],)),
-        wire.TrafficSelectorsResponder((new.selectors[1],)),
-    ]
+            old.rekey.passive, old.rekey.passive_nonces = child, new.nonces

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import count
 
 from dsvpn.addresses import Path
 from dsvpn.errors import DecodeError, MisuseError
+from dsvpn.ike import cookies
 from dsvpn.ike.association import Association
+from dsvpn.ike.authentication import proof as proofs
 from dsvpn.ike.child_sa import ChildSa, ChildState
 from dsvpn.ike.context import Context
 from dsvpn.ike.delete import DeleteIke
 from dsvpn.ike.events import Event, IkePathChanged
+from dsvpn.ike.half_open import HalfOpenLimits
 from dsvpn.ike.ike_sa import IkeSa
 from dsvpn.ike.init import IkeSaInit
 from dsvpn.ike.profile import IkeProfile
@@ -20,7 +24,7 @@ from dsvpn.ike.respond_init import respond_init
 from dsvpn.ike.snapshot import association_status
 from dsvpn.ike.status import IkeSaStatus
 from dsvpn.wire import ikev2 as wire
-from dsvpn.wire.ikev2 import ZERO_SPI, ExchangeType
+from dsvpn.wire.ikev2 import SPI_LENGTH, ZERO_SPI, ExchangeType
 
 
 class IkeEngine:
@@ -29,7 +33,8 @@ class IkeEngine:
     `random(n)` gives n random octets. `allocate_spi()` gives an inbound ESP SPI, or raises HostError when there is
     none. `release_spi(spi)` takes back one that no ChildSaEstablished has named; once that event has named it, the SPI
     belongs to the owner, who frees it at ChildSaDeleted. `key_log` receives lines of Wireshark's
-    ikev2_decryption_table.
+    ikev2_decryption_table. `wall_clock()` is the time of day in seconds since 1970, UTC; profiles with
+    certificates need it.
 
     The engine never deletes an IKE SA because a peer sent INITIAL_CONTACT: the event tells the owner, who knows which
     peers share an identity or an address.
@@ -43,9 +48,12 @@ class IkeEngine:
         allocate_spi: Callable[[], int],
         release_spi: Callable[[int], None],
         key_log: Callable[[str], None] | None = None,
+        wall_clock: Callable[[], float] | None = None,
+        half_open: HalfOpenLimits | None = None,
     ) -> None:
         by_name = {profile.name: profile for profile in profiles}
-        self._context = Context(by_name, random, allocate_spi, release_spi, key_log)
+        self._context = Context(by_name, random, allocate_spi, release_spi, key_log, wall_clock, half_open)
+        self._require_wall_clock()
         self._timers: list[tuple[float, int, Association]] = []
         self._order = count()
 
@@ -73,9 +81,13 @@ class IkeEngine:
 
     def receive_datagram(self, data: bytes, path: Path, now: float) -> None:
         """Take an IKE message (without non-ESP marker). Never raises for any bytes."""
+        if cookies.is_request(data) and not self._admit(data, path, now):
+            return
         try:
             message = wire.Message.decode(data)
         except DecodeError:
+            if len(data) >= wire.HEADER_LENGTH and data[17] >> 4 == 1:
+                self._context.note_ikev1(path, now)
             return
         header = message.header
         if header.exchange_type == ExchangeType.IKE_SA_INIT and not header.is_response:
@@ -169,6 +181,36 @@ class IkeEngine:
             sa.say_goodbye(reason, now)
         self._schedule(association)
 
+    def replace_credentials(self, profiles: Iterable[IkeProfile], now: float) -> None:
+        """Authenticate with the keys, certificates and authorities of these profiles from here on.
+
+        Each must have the name of a known one; what else it says is not taken over. Established IKE SAs stay, except
+        those whose peer's certificate is revoked or has no trusted authority any more.
+        """
+        changed = {}
+        for profile in profiles:
+            known = self._context.profiles.get(profile.name)
+            if known is None:
+                raise MisuseError(f"no profile is called {profile.name!r}")
+            changed[profile.name] = replace(
+                known,
+                psk=profile.psk,
+                psks=profile.psks,
+                credentials=profile.credentials,
+                trust=profile.trust,
+                local_identity=profile.local_identity,
+            )
+        self._context.profiles.update(changed)
+        self._require_wall_clock()
+        for association in list(self._context.associations.values()):
+            assert association.profile is not None
+            association.profile = self._context.profiles[association.profile.name]
+            if association.established and association.current is not None:
+                reason = proofs.withdrawn(association.proved, association.profile)
+                if reason:
+                    association.current.say_goodbye(reason, now)
+            self._schedule(association)
+
     def note_traffic(self, ike_sa: int, now: float) -> None:
         """Authenticated ESP arrived from the peer: it counts as a sign of life. Nothing for a handle that is gone."""
         association = self._context.associations.get(ike_sa)
@@ -212,18 +254,53 @@ class IkeEngine:
             if sa.suite is not None:
                 outstanding = sa.requests.outstanding
                 if outstanding is not None:
-                    self._context.send(outstanding.datagram, association.path)
+                    sa.send(outstanding.datagrams, association.path)
                 sa.abandon_tasks(now)
                 sa.send_last_request(DeleteIke(), now)
         for sa in list(self._context.ike_sas.values()):
             sa.association.remove_ike_sa(sa, now)
             self._schedule(sa.association)
 
+    def counters(self) -> dict[str, int]:
+        """What strangers did: half-open IKE SAs there are, and cookies and refusals so far."""
+        context = self._context
+        return {
+            "cookies_accepted": context.cookies.accepted,
+            "cookies_refused": context.cookies.refused,
+            "cookies_sent": context.cookies.sent,
+            "half_open": len(context.half_open),
+            "half_open_evicted": context.half_open.evicted,
+            "half_open_refused": context.half_open_refused,
+            "ikev1": context.ikev1,
+        }
+
     def snapshot(self, now: float) -> list[IkeSaStatus]:
         """Every IKE SA with its CHILD_SAs, oldest first. Those that strangers left half-open are not shown."""
         return [association_status(association, now) for association in self._context.associations.values()]
 
     # -- inside ----------------------------------------------------------------------------------------------
+
+    def _require_wall_clock(self) -> None:
+        if any(profile.trust is not None for profile in self._context.profiles.values()):
+            self._context.time_of_day()
+
+    def _admit(self, data: bytes, path: Path, now: float) -> bool:
+        """Whether an IKE_SA_INIT request may be looked at: under load, only with a cookie (RFC 7296 section 2.6)."""
+        context = self._context
+        address = path.remote.address
+        if not context.half_open.demands_cookie(address) or data[:SPI_LENGTH] in context.ike_sas:
+            return True
+        if context.half_open.has_from(address) and context.half_open.find(path.remote, data) is not None:
+            # Known already: it is answered as before.
+            return True
+        admitted = context.cookies.admit(data, path, now)
+        if isinstance(admitted, bytes):
+            context.send(admitted, path)
+            return False
+        if admitted and context.half_open.is_full_for(address):
+            context.half_open_refused += 1
+            return False
+        return admitted
 
     def _established(self, ike_sa: int) -> IkeSa:
         association = self._context.associations.get(ike_sa)

@@ -1,7 +1,7 @@
 """IKE_AUTH as initiator (RFC 7296 section 1.2): both ends prove who they are, and the first CHILD_SA comes with it.
 
-HDR, SK {IDi, [N(INITIAL_CONTACT)], [IDr], AUTH, N(USE_TRANSPORT_MODE), SAi2, TSi, TSr}  -->
-                                <--  HDR, SK {IDr, AUTH, N(USE_TRANSPORT_MODE), SAr2, TSi, TSr}
+HDR, SK {IDi, [CERT, …] [N(INITIAL_CONTACT)], [CERTREQ], [IDr], AUTH, N(USE_TRANSPORT_MODE), SAi2, TSi, TSr}  -->
+                                <--  HDR, SK {IDr, [CERT, …] AUTH, N(USE_TRANSPORT_MODE), SAr2, TSi, TSr}
 """
 
 from __future__ import annotations
@@ -9,22 +9,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dsvpn.errors import PeerError
-from dsvpn.ike.auth import shared_key_mic, signed_octets, verify_shared_key_mic
+from dsvpn.ike.authentication import proof as proofs
 from dsvpn.ike.child_exchange import Negotiated, accept_answer, offer_child
 from dsvpn.ike.identity import Identity
+from dsvpn.ike.ppk import Ppk, PpkKeys, answers_with_ppk, mixed_keys, plain_keys, take_keys
 from dsvpn.ike.profile import IkeProfile
 from dsvpn.ike.state import IkeState
 from dsvpn.ike.suites import EspSuite
 from dsvpn.ike.task import Payloads, Task, first_error
 from dsvpn.wire import ikev2 as wire
-from dsvpn.wire.ikev2 import AuthMethod, ExchangeType, NotifyType
+from dsvpn.wire.ikev2 import ExchangeType, NotifyType
 
 if TYPE_CHECKING:
     from dsvpn.ike.ike_sa import IkeSa
 
 
 class IkeAuth(Task):
-    """Authenticate by pre-shared key and make the first CHILD_SA."""
+    """Authenticate and make the first CHILD_SA."""
 
     exchange = ExchangeType.IKE_AUTH
 
@@ -34,26 +35,60 @@ class IkeAuth(Task):
         by_cipher = {suite.cipher: suite for suite in reversed(profile.esp)}
         self.suites: tuple[EspSuite, ...] = tuple(suite for suite in profile.esp if suite in by_cipher.values())
         self.inbound_spi: int | None = None
+        #: The PPK that is offered, and the keys without it, for a responder that does not have it.
+        self.ppk: Ppk | None = None
+        self.prover: proofs.Prover | None = None
+        self.keys_without_ppk: PpkKeys | None = None
 
     def build(self, sa: IkeSa, now: float) -> list[wire.Payload] | None:
         """Our identity and its proof, and the offer of the CHILD_SA."""
         context, profile = sa.context, self.profile
+        remote = None if profile.remote_identity is None else profile.remote_identity.exact
+        identity = wire.IdentificationInitiator(profile.local_identity.kind, profile.local_identity.data)
+        try:
+            self.prover = proofs.Prover(profile, remote)
+            ppk_payloads = self._offer_ppk(sa, identity)
+            proof = self.prover.prove(sa, identity)
+        except PeerError as problem:
+            sa.association.collapse(problem.reason, now)
+            return None
         self.inbound_spi = context.allocate_spi()
         if self.inbound_spi is None:
             sa.association.collapse("no inbound SPI left", now)
             return None
-        assert sa.suite is not None
-        identity = wire.IdentificationInitiator(profile.local_identity.kind, profile.local_identity.data)
-        octets = signed_octets(sa.suite.prf, sa.init_request, sa.nonce_r, sa.sk_pi, identity.encode())
-        payloads: list[wire.Payload] = [identity]
+        payloads: list[wire.Payload] = [identity, *self.prover.certificates()]
         if self._is_first_contact(sa):
             payloads.append(wire.Notify(NotifyType.INITIAL_CONTACT))
-        if profile.remote_identity is not None:
-            remote = profile.remote_identity
+        if profile.trust is not None:
+            payloads += proofs.request([profile.trust])
+        if remote is not None:
             payloads.append(wire.IdentificationResponder(remote.kind, remote.data))
-        mic = shared_key_mic(sa.suite.prf, profile.psk, octets)
-        payloads.append(wire.Authentication(AuthMethod.SHARED_KEY_MIC, mic))
-        return payloads + offer_child(sa, self.suites, self.inbound_spi, with_groups=False)
+        payloads.append(proof)
+        return payloads + offer_child(sa, self.suites, self.inbound_spi, with_groups=False) + ppk_payloads
+
+    def _offer_ppk(self, sa: IkeSa, identity: wire.IdentificationInitiator) -> list[wire.Payload]:
+        """PPK_IDENTITY and NO_PPK_AUTH; the keys change (RFC 8784 section 3)."""
+        if not sa.use_ppk:
+            return []
+        assert self.prover is not None
+        self.ppk = ppk = self.profile.ppks[0]
+        self.keys_without_ppk = plain_keys(sa)
+        payloads: list[wire.Payload] = [ppk.payload]
+        if not ppk.required:
+            payloads.append(wire.Notify(NotifyType.NO_PPK_AUTH, self.prover.prove(sa, identity).data))
+        take_keys(sa, mixed_keys(sa, ppk))
+        return payloads
+
+    def _settle_ppk(self, sa: IkeSa, payloads: Payloads) -> None:
+        """Whether the peer has the PPK too. PeerError when it must."""
+        if self.ppk is None or self.keys_without_ppk is None:
+            return
+        if answers_with_ppk(payloads):
+            sa.ppk = self.ppk.identity
+        elif self.ppk.required:
+            raise PeerError("peer does not have the PPK, which is required")
+        else:
+            take_keys(sa, self.keys_without_ppk)
 
     def process(self, sa: IkeSa, payloads: Payloads, now: float) -> None:
         """The peer's proof and the CHILD_SA."""
@@ -67,7 +102,7 @@ class IkeAuth(Task):
             association.collapse(_explain(error), now)
             return
         try:
-            self._authenticate(sa, identity, proof)
+            self._authenticate(sa, payloads, identity, proof)
         except PeerError as problem:
             self._release(sa)
             sa.say_goodbye(problem.reason, now, NotifyType.AUTHENTICATION_FAILED)
@@ -94,7 +129,11 @@ class IkeAuth(Task):
         self._release(sa)
 
     def _authenticate(
-        self, sa: IkeSa, identity: wire.IdentificationResponder | None, proof: wire.Authentication | None
+        self,
+        sa: IkeSa,
+        payloads: Payloads,
+        identity: wire.IdentificationResponder | None,
+        proof: wire.Authentication | None,
     ) -> None:
         if identity is None or proof is None:
             raise PeerError("peer's IKE_AUTH answer lacks identity or proof")
@@ -102,25 +141,21 @@ class IkeAuth(Task):
         expected = self.profile.remote_identity
         if expected is not None and not expected.matches(remote):
             raise PeerError(f"peer is {remote}, not {expected}")
-        if proof.method != AuthMethod.SHARED_KEY_MIC:
-            method = wire.name_of(AuthMethod, proof.method)
-            raise PeerError(f"peer {remote} proves itself by {method}, not by shared key")
-        assert sa.suite is not None
-        octets = signed_octets(sa.suite.prf, sa.init_response, sa.nonce_i, sa.sk_pr, identity.encode())
-        if not verify_shared_key_mic(sa.suite.prf, self.profile.psk, octets, proof.data):
-            raise PeerError(f"peer {remote} has another pre-shared key")
+        self._settle_ppk(sa, payloads)
+        proved = proofs.check(sa, self.profile, identity, proof, payloads)
+        sa.association.proved = proved
         sa.association.local_identity = self.profile.local_identity
         sa.association.remote_identity = remote
 
     def _is_first_contact(self, sa: IkeSa) -> bool:
         """No other IKE SA with this peer, be it only beginning: both ends that start at once must not take the
         other's for a leftover (RFC 7296 section 2.4)."""
-        address = sa.association.path.remote.address
+        others = sa.context.by_address.get(sa.association.path.remote.address, ())
         return not any(
-            other.association is not sa.association
-            and other.state in (IkeState.CONNECTING, IkeState.HALF_OPEN, IkeState.ESTABLISHED)
-            and other.association.path.remote.address == address
-            for other in sa.context.ike_sas.values()
+            one.state in (IkeState.CONNECTING, IkeState.HALF_OPEN, IkeState.ESTABLISHED)
+            for other in others
+            if other is not sa.association
+            for one in other.ike_sas
         )
 
     def _release(self, sa: IkeSa) -> None:
@@ -144,5 +179,6 @@ def _install(sa: IkeSa, child: Negotiated, now: float) -> None:
 
 def _explain(error: wire.Notify) -> str:
     if error.type == NotifyType.AUTHENTICATION_FAILED:
-        return "peer refuses us: AUTHENTICATION_FAILED (another pre-shared key, or identities that do not match)"
+        causes = "another pre-shared key, a certificate it does not take, or identities that do not match"
+        return f"peer refuses us: AUTHENTICATION_FAILED ({causes})"
     return f"peer refuses us: {error.name}"

@@ -12,19 +12,24 @@ from typing import TYPE_CHECKING, Final
 
 from dsvpn.addresses import Path
 from dsvpn.errors import DecodeError, PeerError
+from dsvpn.ike import fragmentation
 from dsvpn.ike.child_sa import ChildSa
 from dsvpn.ike.create_child import CreateChild, respond_create_child
 from dsvpn.ike.delete import DeleteIke
+from dsvpn.ike.followup import Followup, respond_followup
+from dsvpn.ike.fragmentation import Reassembly
 from dsvpn.ike.informational import respond_informational
 from dsvpn.ike.init import IkeSaInit
+from dsvpn.ike.int_auth import IntAuth, received_octets, sent_octets
+from dsvpn.ike.intermediate import respond_intermediate
 from dsvpn.ike.keymat import IkeKeys
 from dsvpn.ike.liveness import Liveness
 from dsvpn.ike.profile import RetransmissionSchedule
 from dsvpn.ike.rekey_ike import RekeyIke, respond_rekey_ike
 from dsvpn.ike.respond_auth import respond_auth
-from dsvpn.ike.sealing import SealingKey, open_payloads
+from dsvpn.ike.sealing import SealingKey, decode_chain, make_sealing_key, open_chain
 from dsvpn.ike.state import IkeState
-from dsvpn.ike.suites import IkeSuite
+from dsvpn.ike.suites import Additional, IkeSuite
 from dsvpn.ike.task import Forgotten, Task
 from dsvpn.ike.window import Freshness, RequestWindow, ResponseWindow
 from dsvpn.wire import ikev2 as wire
@@ -61,12 +66,23 @@ class IkeSa:
         self._opening: SealingKey | None = None
         self.requests = RequestWindow()
         self.responses = ResponseWindow()
+        self.reassembly = Reassembly(self.context.fragments)
         self.tasks: deque[Task] = deque()
         #: What IKE_AUTH proves; emptied when it is done.
         self.init_request = b""
         self.init_response = b""
         self.nonce_i = b""
         self.nonce_r = b""
+        #: What the peer's SIGNATURE_HASH_ALGORITHMS said; None without it.
+        self.peer_hashes: frozenset[int] | None = None
+        #: Additional key exchanges that IKE_INTERMEDIATE has still to carry, and what IKE_AUTH proves of them.
+        self.additional: tuple[Additional, ...] = ()
+        self.int_auth: IntAuth | None = None
+        #: What the peer asked for and has still to bring additional key exchanges for.
+        self.followup: Followup | None = None
+        #: Both ends said USE_PPK; the identity of the PPK in the keys, if one is.
+        self.use_ppk = False
+        self.ppk: bytes | None = None
 
     @property
     def local_spi(self) -> bytes:
@@ -90,15 +106,39 @@ class IkeSa:
         """The IKE SA can seal and open from here on."""
         self.suite = suite
         ours, theirs = (keys.ei, keys.er) if self.is_initiator else (keys.er, keys.ei)
-        self._sealing = SealingKey(suite.cipher, ours)
-        self._opening = SealingKey(suite.cipher, theirs)
+        our_mac, their_mac = (keys.ai, keys.ar) if self.is_initiator else (keys.ar, keys.ai)
+        self._sealing = make_sealing_key(suite, ours, our_mac, self.context.random)
+        self._opening = make_sealing_key(suite, theirs, their_mac, self.context.random)
         self.sk_d, self.sk_pi, self.sk_pr = keys.d, keys.pi, keys.pr
         if self.context.key_log is not None:
             cipher = suite.cipher.wireshark
             line = f"{self.initiator_spi.hex()},{self.responder_spi.hex()},{keys.ei.hex()},{keys.er.hex()}"
             # Wireshark refuses a table with a cipher that it cannot name: such a line stands as a comment.
-            line = f'{line},"{cipher or suite.cipher.name}",,,"NONE [RFC4306]"'
+            integrity = "NONE [RFC4306]" if suite.integrity is None else suite.integrity.wireshark
+            line = f'{line},"{cipher or suite.cipher.name}",{keys.ai.hex()},{keys.ar.hex()},"{integrity}"'
             self.context.key_log(line if cipher else f"# {line}")
+
+    @property
+    def int_auth_octets(self) -> bytes:
+        """What IKE_AUTH proves of IKE_INTERMEDIATE (RFC 9242 section 3.3.2); empty without."""
+        return b"" if self.int_auth is None else self.int_auth.octets()
+
+    def expect_additional(self, suite: IkeSuite) -> None:
+        """IKE_INTERMEDIATE is to carry the additional key exchanges of `suite` before IKE_AUTH."""
+        self.additional = suite.additional
+        self.int_auth = IntAuth() if suite.additional else None
+
+    def set_additional_keys(self, keys: IkeKeys) -> None:
+        """The first of the outstanding additional key exchanges gave these keys."""
+        assert self.suite is not None
+        self.additional = self.additional[1:]
+        self.set_keys(self.suite, keys)
+
+    def _note_intermediate(self, from_initiator: bool, octets: bytes) -> None:
+        """IKE_AUTH is to prove this IKE_INTERMEDIATE message."""
+        if self.int_auth is not None:
+            assert self.suite is not None
+            self.int_auth.add(self.suite.prf, self.sk_pi if from_initiator else self.sk_pr, from_initiator, octets)
 
     def establish(self, now: float) -> None:
         """The lifetime of an authenticated IKE SA begins."""
@@ -110,6 +150,7 @@ class IkeSa:
         self.rekey_at = now + self.association.soft_lifetime(profile.ike_lifetime)
         self.expires_at = now + profile.ike_lifetime
         self.init_request = self.init_response = b""
+        self.int_auth = None
 
     # -- requests of ours ------------------------------------------------------------------------------------
 
@@ -143,12 +184,19 @@ class IkeSa:
         flags = Flag.INITIATOR if self.is_initiator else 0
         header = wire.Header(self.initiator_spi, self.responder_spi, task.exchange, flags, self.requests.next_id)
         if self._sealing is None:
-            datagram = wire.Message(header, tuple(payloads)).encode()
-            self.init_request = datagram
+            self.init_request = wire.Message(header, tuple(payloads)).encode()
+            datagrams: tuple[bytes, ...] = (self.init_request,)
         else:
-            datagram = self._sealing.seal(header, payloads)
-        self.requests.open(task, datagram, self.schedule, now)
-        self.context.send(datagram, self.association.path)
+            datagrams = fragmentation.seal(self._sealing, header, payloads, self.association.message_limit)
+            if task.exchange == ExchangeType.IKE_INTERMEDIATE:
+                self._note_intermediate(self.is_initiator, sent_octets(header, payloads))
+        self.requests.open(task, datagrams, self.schedule, now)
+        self.send(datagrams, self.association.path)
+
+    def send(self, datagrams: tuple[bytes, ...], path: Path) -> None:
+        """Queue the datagrams of one message."""
+        for datagram in datagrams:
+            self.context.send(datagram, path)
 
     def restart_init(self, task: Task, now: float) -> None:
         """Send IKE_SA_INIT anew, with message id 0 again (RFC 7296 section 2.6, last paragraph)."""
@@ -158,6 +206,7 @@ class IkeSa:
 
     def abandon_tasks(self, now: float) -> None:
         """Nothing that this IKE SA had to do will be done."""
+        self.drop_followup()
         tasks = list(self.tasks)
         self.tasks.clear()
         if self.requests.outstanding is not None:
@@ -165,6 +214,12 @@ class IkeSa:
             self.requests.close()
         for task in tasks:
             task.abandon(self, now)
+
+    def drop_followup(self) -> None:
+        """Nothing comes of what the peer asked for."""
+        followup, self.followup = self.followup, None
+        if followup is not None:
+            followup.drop(self)
 
     def rekey(self, now: float) -> None:
         """Rekey this IKE SA when the window is free. Nothing when that waits already."""
@@ -196,6 +251,7 @@ class IkeSa:
 
     def start_delete(self, now: float, notify: NotifyType | None = None) -> None:
         """Delete this IKE SA alone."""
+        self.drop_followup()
         outstanding = self.requests.outstanding
         for task in self.tasks:
             task.abandon(self, now)
@@ -231,7 +287,7 @@ class IkeSa:
         if self._opening is None or not message.payloads:
             return
         encrypted = message.payloads[-1]
-        if not isinstance(encrypted, wire.Encrypted):
+        if not isinstance(encrypted, wire.Encrypted | wire.EncryptedFragment):
             return
         if header.is_response:
             outstanding = self.requests.outstanding
@@ -241,9 +297,13 @@ class IkeSa:
                 or outstanding.task.exchange != header.exchange_type
             ):
                 return
-            payloads = open_payloads(self._opening, encrypted)
-            if payloads is None:
+            opened = self._open(header, encrypted, now)
+            if opened is None:
                 return
+            encrypted, chain = opened
+            payloads = decode_chain(self._opening, encrypted, chain) if isinstance(chain, bytes) else chain
+            if header.exchange_type == ExchangeType.IKE_INTERMEDIATE and isinstance(chain, bytes):
+                self._note_intermediate(not self.is_initiator, received_octets(encrypted, chain))
             self._authenticated(path, now)
             self.requests.close()
             # An answer that does not decode counts as one without payloads: each task misses what it needs.
@@ -255,13 +315,44 @@ class IkeSa:
             return
         freshness = self.responses.classify(header.message_id, data)
         if freshness is Freshness.DUPLICATE:
-            self.context.send(self.responses.response, path)
+            self.send(self.responses.response, path)
         elif freshness is Freshness.FRESH and self.state is not IkeState.DEAD:
-            payloads = open_payloads(self._opening, encrypted)
-            if payloads is not None and (self.state is not IkeState.HALF_OPEN or _is_auth(header)):
+            if self.state is IkeState.HALF_OPEN and not self._is_awaited(header):
+                return
+            opened = self._open(header, encrypted, now)
+            if opened is not None:
+                encrypted, chain = opened
+                payloads = decode_chain(self._opening, encrypted, chain) if isinstance(chain, bytes) else chain
+                if header.exchange_type == ExchangeType.IKE_INTERMEDIATE and isinstance(chain, bytes):
+                    self._note_intermediate(not self.is_initiator, received_octets(encrypted, chain))
                 self._authenticated(path, now)
-                self._answer(header, payloads, data, path, now)
+                # A request in fragments is known again by the first of them (RFC 7383 section 2.6.1).
+                request = data if isinstance(encrypted, wire.Encrypted) else encrypted.associated_data + encrypted.data
+                self._answer(header, payloads, request, path, now)
                 self.start_next(now)
+
+    def _open(
+        self, header: wire.Header, encrypted: wire.Encrypted | wire.EncryptedFragment, now: float
+    ) -> tuple[wire.Encrypted | wire.EncryptedFragment, bytes | DecodeError] | None:
+        """The SK payload, or the first SKF payload, of a message that is here in whole, and its payload chain or why
+        there is none. None when it is not authentic, or when fragments are missing."""
+        assert self._opening is not None
+        if isinstance(encrypted, wire.EncryptedFragment) and (
+            not self.association.fragmentation or self.reassembly.has(header, encrypted)
+        ):
+            return None
+        chain = open_chain(self._opening, encrypted)
+        if chain is None:
+            return None
+        if isinstance(encrypted, wire.Encrypted) or not isinstance(chain, bytes):
+            self.reassembly.drop(header.is_response)
+            return encrypted, chain
+        return self.reassembly.add(header, encrypted, chain, now)
+
+    def _is_awaited(self, header: wire.Header) -> bool:
+        """Whether a request is the next of those that lead to IKE_AUTH."""
+        awaited = ExchangeType.IKE_INTERMEDIATE if self.additional else ExchangeType.IKE_AUTH
+        return header.exchange_type == awaited
 
     def _authenticated(self, path: Path, now: float) -> None:
         self.association.heard(now)
@@ -275,6 +366,7 @@ class IkeSa:
         path: Path,
         now: float,
     ) -> None:
+        next_keys: IkeKeys | None = None
         try:
             if isinstance(payloads, DecodeError):
                 raise PeerError(str(payloads), NotifyType.INVALID_SYNTAX)
@@ -285,7 +377,10 @@ class IkeSa:
                     NotifyType.UNSUPPORTED_CRITICAL_PAYLOAD,
                     bytes((critical.payload_type,)),
                 )
-            answer = self._respond(header.exchange_type, payloads, path, now)
+            if self.state is IkeState.HALF_OPEN and self.additional:
+                answer, next_keys = respond_intermediate(self, payloads)
+            else:
+                answer = self._respond(header.exchange_type, payloads, path, now)
         except PeerError as error:
             answer = [] if error.code is None else [wire.Notify(error.code, error.data)]
             if self.state is IkeState.HALF_OPEN:
@@ -294,16 +389,24 @@ class IkeSa:
         assert self._sealing is not None
         flags = Flag.RESPONSE | (Flag.INITIATOR if self.is_initiator else 0)
         reply = wire.Header(self.initiator_spi, self.responder_spi, header.exchange_type, flags, header.message_id)
-        datagram = self._sealing.seal(reply, answer)
-        self.responses.answered(request, datagram)
+        datagrams = fragmentation.seal(self._sealing, reply, answer, self.association.message_limit)
+        if next_keys is not None:
+            # The answer goes under the old keys (RFC 9370 section 2.2.2).
+            self._note_intermediate(self.is_initiator, sent_octets(reply, answer))
+            self.set_additional_keys(next_keys)
+        self.responses.answered(request, datagrams)
         # Answers go where the request came from (RFC 7296 section 2.11).
-        self.context.send(datagram, path)
+        self.send(datagrams, path)
 
     def _respond(self, exchange: int, payloads: tuple[wire.Payload, ...], path: Path, now: float) -> list[wire.Payload]:
         if self.state is IkeState.HALF_OPEN:
             return respond_auth(self, payloads, path, now)
         if exchange == ExchangeType.INFORMATIONAL:
             return respond_informational(self, payloads, now)
+        if exchange == ExchangeType.IKE_FOLLOWUP_KE:
+            if self.state is not IkeState.ESTABLISHED:
+                raise PeerError(f"IKE SA is {self.state.value}", NotifyType.TEMPORARY_FAILURE)
+            return respond_followup(self, payloads, now)
         if exchange == ExchangeType.CREATE_CHILD_SA:
             offer = wire.find(payloads, wire.SecurityAssociation)
             if offer is None:
@@ -322,6 +425,10 @@ class IkeSa:
         """The times of this IKE SA's own timers."""
         if self.drop_at != inf:
             yield self.drop_at
+        if self.reassembly.deadline != inf:
+            yield self.reassembly.deadline
+        if self.followup is not None:
+            yield self.followup.expires_at
         outstanding = self.requests.outstanding
         if outstanding is not None:
             yield outstanding.deadline
@@ -333,6 +440,9 @@ class IkeSa:
         if self.drop_at <= now:
             self.association.remove_ike_sa(self, now)
             return
+        self.reassembly.expire(now)
+        if self.followup is not None and self.followup.expires_at <= now:
+            self.drop_followup()
         outstanding = self.requests.outstanding
         if outstanding is None:
             return
@@ -340,15 +450,12 @@ class IkeSa:
             return
         if outstanding.deadline > now:
             return
-        datagram = self.requests.retransmit(self.schedule, now)
-        if datagram is not None:
-            self.context.send(datagram, self.association.path)
+        datagrams = self.requests.retransmit(self.schedule, now)
+        if datagrams is not None:
+            # All of them: which ones were lost, nobody says (RFC 7383 section 2.6.1).
+            self.send(datagrams, self.association.path)
         elif self is self.association.current and self.state is not IkeState.DELETING:
             # The peer is dead, and everything with it (RFC 7296 section 2.4).
             self.association.collapse(f"peer {self.association.path.remote.address} does not answer", now)
         else:
             self.association.remove_ike_sa(self, now)
-
-
-def _is_auth(header: wire.Header) -> bool:
-    return header.exchange_type == ExchangeType.IKE_AUTH

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 from dsvpn.addresses import Path
 from dsvpn.errors import PeerError
-from dsvpn.ike import nat
+from dsvpn.ike import fragmentation, nat
+from dsvpn.ike.authentication import proof as proofs
 from dsvpn.ike.ike_auth import IkeAuth
+from dsvpn.ike.intermediate import IkeIntermediate
 from dsvpn.ike.key_exchange import KeyExchange, make_key_exchange
 from dsvpn.ike.keymat import derive_ike_keys
+from dsvpn.ike.ppk import is_required
 from dsvpn.ike.profile import IkeProfile
 from dsvpn.ike.proposals import check_ike_answer, offer_ike
 from dsvpn.ike.suites import Group
@@ -60,6 +63,12 @@ class IkeSaInit(Task):
             wire.KeyExchange(self.group.key_exchange_id, self.key_exchange.public),
             wire.Nonce(sa.nonce_i),
         )
+        if self.profile.ppks:
+            payloads.append(wire.Notify(NotifyType.USE_PPK))
+        if any(suite.additional for suite in self.profile.ike):
+            payloads.append(wire.Notify(NotifyType.INTERMEDIATE_EXCHANGE_SUPPORTED))
+        payloads.append(fragmentation.supported())
+        payloads += proofs.announce([self.profile], with_request=False)
         return payloads + nat.detection_payloads(
             sa.initiator_spi, wire.ZERO_SPI, association.path, self.forced, sa.context.random
         )
@@ -131,6 +140,12 @@ class IkeSaInit(Task):
         assert self.key_exchange is not None
         if choice is None or choice.suite.group != self.group or public.group != self.group.key_exchange_id:
             raise PeerError("peer chose a proposal that was not offered")
+        if choice.suite.additional and wire.find_notify(payloads, NotifyType.INTERMEDIATE_EXCHANGE_SUPPORTED) is None:
+            # RFC 9370 section 2.2.1: who chooses additional key exchanges can carry them.
+            raise PeerError("peer chose additional key exchanges and does not support IKE_INTERMEDIATE")
+        use_ppk = bool(self.profile.ppks) and wire.find_notify(payloads, NotifyType.USE_PPK) is not None
+        if is_required(self.profile.ppks) and not use_ppk:
+            raise PeerError("peer has no PPK, which is required")
         secret = self.key_exchange.shared_secret(public.data)
 
         association = sa.association
@@ -140,11 +155,16 @@ class IkeSaInit(Task):
         sa.init_response = data
         keys = derive_ike_keys(choice.suite, secret, sa.nonce_i, sa.nonce_r, sa.initiator_spi, sa.responder_spi)
         sa.set_keys(choice.suite, keys)
+        sa.expect_additional(choice.suite)
+        sa.use_ppk = use_ppk
         if association.path.local.address.is_unspecified:
             association.path = Path(path.local, association.path.remote)
+        association.fragmentation = fragmentation.is_supported(payloads)
+        proofs.note_hashes(sa, payloads)
         association.local_nat, association.remote_nat = findings.local_nat, findings.remote_nat
         if findings.supported and (findings.local_nat or findings.remote_nat or self.forced):
             association.udp_encapsulation = True
             association.path = nat.move_to_nat_traversal_port(association.path)
         sa.requests.close()
-        sa.tasks.appendleft(IkeAuth(self.profile))
+        auth = IkeAuth(self.profile)
+        sa.tasks.appendleft(IkeIntermediate(auth) if choice.suite.additional else auth)

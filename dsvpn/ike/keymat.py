@@ -29,9 +29,11 @@ def prf_plus(function: Prf, key: bytes, seed: bytes, length: int) -> bytes:
 @dataclass(frozen=True, slots=True)
 class IkeKeys:
     """The keys of one IKE SA. `ei` and `er` are cipher key then salt; `i` is the direction from the original
-    initiator of this IKE SA. An AEAD has no SK_ai and SK_ar (RFC 5282 section 7.1)."""
+    initiator of this IKE SA. SK_ai and SK_ar are empty with an AEAD (RFC 5282 section 7.1)."""
 
     d: bytes = field(repr=False)
+    ai: bytes = field(repr=False)
+    ar: bytes = field(repr=False)
     ei: bytes = field(repr=False)
     er: bytes = field(repr=False)
     pi: bytes = field(repr=False)
@@ -51,6 +53,20 @@ def derive_ike_keys(
     return _expand(suite, skeyseed, nonce_i, nonce_r, spi_i, spi_r)
 
 
+def derive_intermediate_ike_keys(
+    suite: IkeSuite, sk_d: bytes, secret: bytes, nonce_i: bytes, nonce_r: bytes, spi_i: bytes, spi_r: bytes
+) -> IkeKeys:
+    """The keys after an additional key exchange in IKE_INTERMEDIATE (RFC 9370 section 2.2.2): SKEYSEED(n) comes from
+    SK_d(n-1) and this exchange's `secret`, SK(n); nonces and SPIs are those of IKE_SA_INIT."""
+    skeyseed = prf(suite.prf, sk_d, secret + nonce_i + nonce_r)
+    return _expand(suite, skeyseed, nonce_i, nonce_r, spi_i, spi_r)
+
+
+def mix_ppk(function: Prf, ppk: bytes, key: bytes) -> bytes:
+    """SK_d, SK_pi or SK_pr with a post-quantum preshared key in it: prf+(PPK, SK') (RFC 8784 section 3)."""
+    return prf_plus(function, ppk, key, len(key))
+
+
 def derive_rekeyed_ike_keys(
     suite: IkeSuite,
     old_prf: Prf,
@@ -60,28 +76,46 @@ def derive_rekeyed_ike_keys(
     nonce_r: bytes,
     spi_i: bytes,
     spi_r: bytes,
+    additional: bytes = b"",
 ) -> IkeKeys:
     """The keys of an IKE SA that replaces another (RFC 7296 section 2.18): SKEYSEED comes from the old SA's SK_d and
-    the old SA's PRF, everything behind it from the new PRF."""
-    skeyseed = prf(old_prf, old_sk_d, secret + nonce_i + nonce_r)
+    the old SA's PRF, everything behind it from the new PRF. `additional` is the secrets SK(1) to SK(n) of additional
+    key exchanges one behind the other (RFC 9370 section 2.2.4)."""
+    skeyseed = prf(old_prf, old_sk_d, secret + nonce_i + nonce_r + additional)
     return _expand(suite, skeyseed, nonce_i, nonce_r, spi_i, spi_r)
 
 
 def derive_child_keymat(
-    function: Prf, sk_d: bytes, cipher: Cipher, nonce_i: bytes, nonce_r: bytes, secret: bytes = b""
+    function: Prf,
+    sk_d: bytes,
+    cipher: Cipher,
+    nonce_i: bytes,
+    nonce_r: bytes,
+    secret: bytes = b"",
+    additional: bytes = b"",
 ) -> tuple[bytes, bytes]:
     """Keying material of a CHILD_SA: (from the exchange's initiator, from its responder), RFC 7296 section 2.17.
 
-    `secret` is g^ir of the CREATE_CHILD_SA exchange, empty without perfect forward secrecy.
+    `secret` is g^ir of the CREATE_CHILD_SA exchange, empty without perfect forward secrecy. `additional` is the secrets
+    of additional key exchanges one behind the other (RFC 9370 section 2.2.4).
     """
     length = cipher.keymat_length
-    output = prf_plus(function, sk_d, secret + nonce_i + nonce_r, 2 * length)
+    output = prf_plus(function, sk_d, secret + nonce_i + nonce_r + additional, 2 * length)
     return output[:length], output[length:]
 
 
 def _expand(suite: IkeSuite, skeyseed: bytes, nonce_i: bytes, nonce_r: bytes, spi_i: bytes, spi_r: bytes) -> IkeKeys:
     prf_length, cipher_length = suite.prf.key_length, suite.cipher.keymat_length
-    lengths = (prf_length, cipher_length, cipher_length, prf_length, prf_length)
+    integrity_length = 0 if suite.integrity is None else suite.integrity.key_length
+    lengths = (
+        prf_length,
+        integrity_length,
+        integrity_length,
+        cipher_length,
+        cipher_length,
+        prf_length,
+        prf_length,
+    )
     output = prf_plus(suite.prf, skeyseed, nonce_i + nonce_r + spi_i + spi_r, sum(lengths))
     parts = []
     offset = 0

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dsvpn.errors import MisuseError
-from dsvpn.ike.identity import Identity
+from dsvpn.ike.authentication.credentials import Credentials
+from dsvpn.ike.authentication.trust import TrustStore
+from dsvpn.ike.fragmentation import DEFAULT_FRAGMENT_SIZE, MIN_FRAGMENT_SIZE
+from dsvpn.ike.identity import Identity, RemoteIdentity
+from dsvpn.ike.ppk import Ppk
 from dsvpn.ike.suites import EspSuite, IkeSuite
 
 
@@ -35,10 +39,13 @@ class RetransmissionSchedule:
 class IkeProfile:
     """How to speak IKE with the peers of one profile. Suites come in order of preference. All times are seconds.
 
-    `remote_identity` None takes any peer that proves `psk`. `force_udp_encapsulation` makes both ends detect a NAT
-    that is not there, so that ESP goes in UDP. A lifetime is hard: at its end the SA is deleted; the rekey starts
-    earlier by `rekey_margin` of the lifetime plus up to as much again at random.
+    `remote_identity` None takes any peer that proves itself. `psk` is the key for peers that `psks` has none for; both
+    are empty where certificates alone are used: `credentials` prove us, `trust` decides about peers.
+    `force_udp_encapsulation` makes both ends detect a NAT that is not there, so that ESP goes in UDP. A lifetime is
+    hard: at its end the SA is deleted; the rekey starts earlier by `rekey_margin` of the lifetime plus up to as much
+    again at random.
     `dpd_interval` is the silence after which the peer is asked for a sign of life; 0 never asks.
+    `ppks` are the post-quantum preshared keys: an initiator uses the first, a responder the one that the peer names.
     """
 
     name: str
@@ -46,7 +53,7 @@ class IkeProfile:
     esp: tuple[EspSuite, ...]
     psk: bytes = field(repr=False)
     local_identity: Identity
-    remote_identity: Identity | None = None
+    remote_identity: RemoteIdentity | None = None
     force_udp_encapsulation: bool = False
     ike_lifetime: float = 14400.0
     child_lifetime: float = 3600.0
@@ -54,13 +61,26 @@ class IkeProfile:
     dpd_interval: float = 20.0
     retransmission: RetransmissionSchedule = RetransmissionSchedule()
     replay_window: int = 1024
+    ppks: tuple[Ppk, ...] = ()
+    psks: tuple[tuple[RemoteIdentity, bytes], ...] = field(default=(), repr=False)
+    credentials: Credentials | None = None
+    trust: TrustStore | None = None
+    fragment_size: int = DEFAULT_FRAGMENT_SIZE
 
     def __post_init__(self) -> None:
         if not self.ike or not self.esp:
             kind = "esp" if self.ike else "ike"
             raise MisuseError(f"profile {self.name!r} has no {kind} suite; name at least one")
-        if not self.psk:
+        if not self.psk and not self.psks and self.credentials is None:
+            raise MisuseError(f"profile {self.name!r} has an empty pre-shared key and no certificate")
+        if any(not psk for _, psk in self.psks):
             raise MisuseError(f"profile {self.name!r} has an empty pre-shared key")
+        if (self.credentials is None) != (self.trust is None):
+            raise MisuseError(f"profile {self.name!r} has a certificate or trusted authorities without the other")
+        if self.credentials is not None:
+            self.credentials.check_identity(self.local_identity)
+        if self.fragment_size < MIN_FRAGMENT_SIZE:
+            raise MisuseError(f"profile {self.name!r}: fragment_size {self.fragment_size} is below {MIN_FRAGMENT_SIZE}")
         if not 0.0 < self.rekey_margin < 0.5:
             raise MisuseError(f"profile {self.name!r}: rekey_margin {self.rekey_margin} is not between 0 and 0.5")
         for name in ("ike_lifetime", "child_lifetime"):

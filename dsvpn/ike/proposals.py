@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from dsvpn.ike.suites import EspSuite, IkeSuite
+from dsvpn.ike.suites import Additional, EspSuite, IkeSuite
 from dsvpn.wire.ikev2 import EsnId, Proposal, ProtocolId, SecurityAssociation, Transform, TransformType
 
 _NONE: Final = 0
@@ -51,6 +51,7 @@ def offer_esp(suites: Sequence[EspSuite], spi: int, with_groups: bool) -> Securi
         transforms = [_encryption(suite)]
         if with_groups and suite.group is not None:
             transforms.append(Transform(TransformType.KE, suite.group.key_exchange_id))
+            transforms += _additional_transforms(suite.additional)
         transforms.append(Transform(TransformType.ESN, EsnId.ESN))
         transforms.append(Transform(TransformType.ESN, EsnId.NONE))
         proposals.append(Proposal(number, ProtocolId.ESP, spi.to_bytes(4, "big"), tuple(transforms)))
@@ -80,6 +81,7 @@ def choose_esp(suites: Iterable[EspSuite], offer: SecurityAssociation, spi: int,
             wanted = [_encryption(suite)]
             if with_groups and suite.group is not None:
                 wanted.append(Transform(TransformType.KE, suite.group.key_exchange_id))
+                wanted += _additional_transforms(suite.additional)
             numbering = {transform.id for transform in proposal.of_type(TransformType.ESN)}
             esn = EsnId.ESN in numbering
             if numbering:
@@ -124,11 +126,16 @@ def _encryption(suite: IkeSuite | EspSuite) -> Transform:
 
 
 def _ike_transforms(suite: IkeSuite) -> list[Transform]:
-    return [
-        _encryption(suite),
-        Transform(TransformType.PRF, suite.prf.prf_id),
-        Transform(TransformType.KE, suite.group.key_exchange_id),
-    ]
+    transforms = [_encryption(suite), Transform(TransformType.PRF, suite.prf.prf_id)]
+    if suite.integrity is not None:
+        transforms.append(Transform(TransformType.INTEG, suite.integrity.integrity_id))
+    transforms.append(Transform(TransformType.KE, suite.group.key_exchange_id))
+    return transforms + _additional_transforms(suite.additional)
+
+
+def _additional_transforms(additional: Iterable[Additional]) -> list[Transform]:
+    """Transform types ADDKE1 to ADDKE7 (RFC 9370 section 2.2.1)."""
+    return [Transform(TransformType.ADDKE1 + number - 1, group.key_exchange_id) for number, group in additional]
 
 
 def _pick(proposal: Proposal, wanted: Sequence[Transform]) -> tuple[Transform, ...] | None:

@@ -3,6 +3,8 @@
     HDR, SK {SA, Ni, KEi}  -->
                         <--  HDR, SK {SA, Nr, KEr}
 
+Additional key exchanges follow in IKE_FOLLOWUP_KE (dsvpn/ike/followup.py), and the exchange ends with the last of them.
+
 Both ends may rekey at once. Call the old IKE SA O, that of our exchange A, that of the peer's exchange P.
 
 1.  The peer's request comes while ours is outstanding: both exchanges run, and O stays in use. When our answer comes,
@@ -17,6 +19,10 @@ Both ends may rekey at once. Call the old IKE SA O, that of our exchange A, that
 4.  The peer's request comes while a CREATE_CHILD_SA or delete of ours for a CHILD_SA is outstanding:
     TEMPORARY_FAILURE; and while our rekey is outstanding, the peer's CREATE_CHILD_SA for a CHILD_SA gets the same.
 5.  Our rekey waits for the window when the peer's request comes: ours is dropped before it is sent.
+6.  Case 1 with additional key exchanges, when the four nonces are known before the last of them: the end whose exchange
+    has the lowest one does not go on with it, and the other end drops what it kept for it. When they are known only at
+    our last answer and we have lost, A exists at both ends: we delete it, and O stays in use until the peer makes P.
+7.  Our rekey waits for the window, and the peer's has begun but lacks additional key exchanges: ours is put off.
 """
 
 from __future__ import annotations
@@ -27,11 +33,12 @@ from typing import TYPE_CHECKING
 from dsvpn.errors import PeerError
 from dsvpn.ike.create_child import MAX_TRIES, RETRY, CreateChild
 from dsvpn.ike.delete import DeleteChild, DeleteStillborn
-from dsvpn.ike.key_exchange import KeyExchange, make_key_exchange
+from dsvpn.ike.followup import Followup, take_link, take_public_value
+from dsvpn.ike.key_exchange import KeyExchange, answer_key_exchange, make_key_exchange
 from dsvpn.ike.keymat import derive_rekeyed_ike_keys
-from dsvpn.ike.proposals import check_ike_answer, choose_ike, offer_ike
+from dsvpn.ike.proposals import IkeChoice, check_ike_answer, choose_ike, offer_ike
 from dsvpn.ike.state import FAREWELL, IkeState
-from dsvpn.ike.suites import Group, IkeSuite
+from dsvpn.ike.suites import Additional, Group, IkeSuite
 from dsvpn.ike.task import Payloads, Task, first_error
 from dsvpn.wire import ikev2 as wire
 from dsvpn.wire.ikev2 import SPI_LENGTH, ExchangeType, NotifyType
@@ -57,10 +64,23 @@ class RekeyIke(Task):
         #: The peer's simultaneous rekey (P above) and its nonces, which outlive it.
         self.passive: IkeSa | None = None
         self.passive_nonces: tuple[bytes, bytes] | None = None
+        #: The IKE SA whose additional key exchanges are under way: what is agreed on, SK(0), both nonces, the exchanges
+        #: that are left, the secrets of those that are done, and the link of the next.
+        self.choice: IkeChoice | None = None
+        self.secret = b""
+        self.nonces = (b"", b"")
+        self.additional: tuple[Additional, ...] = ()
+        self.secrets = b""
+        self.link: wire.Notify | None = None
 
     def build(self, sa: IkeSa, now: float) -> list[wire.Payload] | None:
         """The request, unless the IKE SA is already replaced."""
         if sa.state is not IkeState.ESTABLISHED or sa is not sa.association.current:
+            return None
+        if self.choice is not None:
+            return self._build_followup(sa)
+        if isinstance(sa.followup, IkeFollowup):
+            self._give_up(sa, now)
             return None
         suites = self._suites(sa)
         if self.group is None:
@@ -86,19 +106,38 @@ class RekeyIke(Task):
             self._refused(sa, error, now)
             return
         try:
-            new, nonces = self._accept(sa, payloads, now)
+            if self.choice is None:
+                self._accept(sa, payloads)
+            else:
+                self._accept_followup(payloads)
         except PeerError:
             self._give_up(sa, now)
             return
+        if self.additional:
+            self._follow_up(sa, now)
+        else:
+            self._finish(sa, now)
+
+    def _finish(self, sa: IkeSa, now: float) -> None:
+        """The exchange is over at both ends."""
         association, passive = sa.association, self.passive
+        assert self.choice is not None
+        new = _successor(
+            sa, True, self.spi, self.choice.peer_spi, self.choice.suite, self.secret, self.nonces, self.secrets, now
+        )
         association.add_ike_sa(new)
         new.establish(now)
         alive = passive is not None and passive.state is IkeState.ESTABLISHED
-        if alive and self.passive_nonces is not None and min(nonces) < min(self.passive_nonces):
-            assert passive is not None
-            _replace(sa, passive, now)
-            new.start_delete(now)
-            return
+        if self._has_lost():
+            if alive:
+                assert passive is not None
+                _replace(sa, passive, now)
+                new.start_delete(now)
+                return
+            if isinstance(sa.followup, IkeFollowup):
+                new.start_delete(now)
+                self._give_up(sa, now)
+                return
         association.promote(new, now)
         if passive is not None and alive:
             # Its maker deletes it; FAREWELL is for a maker that forgot.
@@ -106,7 +145,8 @@ class RekeyIke(Task):
             passive.drop_at = now + FAREWELL
         sa.start_delete(now)
 
-    def _accept(self, sa: IkeSa, payloads: Payloads, now: float) -> tuple[IkeSa, tuple[bytes, bytes]]:
+    def _accept(self, sa: IkeSa, payloads: Payloads) -> None:
+        """What CREATE_CHILD_SA agreed on."""
         answer = wire.find(payloads, wire.SecurityAssociation)
         nonce = wire.find(payloads, wire.Nonce)
         public = wire.find(payloads, wire.KeyExchange)
@@ -119,13 +159,45 @@ class RekeyIke(Task):
             raise PeerError("peer chose an IKE proposal that was not offered")
         if choice.peer_spi == wire.ZERO_SPI:
             raise PeerError("peer's new IKE SPI is zero")
-        secret = self.key_exchange.shared_secret(public.data)
-        nonces = (self.nonce, nonce.data)
-        new = _successor(sa, True, self.spi, choice.peer_spi, choice.suite, secret, nonces, now)
-        return new, nonces
+        self.secret = self.key_exchange.shared_secret(public.data)
+        if choice.suite.additional:
+            self.link = take_link(payloads)
+        self.nonces = (self.nonce, nonce.data)
+        self.additional = choice.suite.additional
+        self.choice = choice
+
+    def _follow_up(self, sa: IkeSa, now: float) -> None:
+        """Go on with the next additional key exchange, unless the peer's rekey wins."""
+        if self._has_lost():
+            # Only our half of A exists (RFC 9370 section 2.2.4): nothing to delete.
+            self._give_up(sa, now)
+            return
+        if isinstance(sa.followup, IkeFollowup):
+            sa.drop_followup()
+        self.exchange = ExchangeType.IKE_FOLLOWUP_KE
+        sa.add_task(self, now, urgent=True)
+
+    def _build_followup(self, sa: IkeSa) -> list[wire.Payload]:
+        assert self.link is not None
+        group = self.additional[0][1]
+        self.key_exchange = make_key_exchange(group, sa.context.random)
+        return [wire.KeyExchange(group.key_exchange_id, self.key_exchange.public), self.link]
+
+    def _accept_followup(self, payloads: Payloads) -> None:
+        assert self.key_exchange is not None
+        public = take_public_value(payloads, self.key_exchange.group.key_exchange_id)
+        self.secrets += self.key_exchange.shared_secret(public)
+        self.additional = self.additional[1:]
+        if self.additional:
+            self.link = take_link(payloads)
+
+    def _has_lost(self) -> bool:
+        """Whether our exchange has the lowest of the four nonces of a simultaneous rekey."""
+        return self.passive_nonces is not None and min(self.nonces) < min(self.passive_nonces)
 
     def _refused(self, sa: IkeSa, error: wire.Notify, now: float) -> None:
-        if error.type == NotifyType.INVALID_KE_PAYLOAD and self.tries < MAX_TRIES and self.passive is None:
+        again = self.tries < MAX_TRIES and self.passive is None and self.choice is None
+        if error.type == NotifyType.INVALID_KE_PAYLOAD and again:
             wanted = int.from_bytes(error.data, "big") if len(error.data) == 2 else 0
             for suite in self._suites(sa):
                 if suite.group.key_exchange_id == wanted and suite.group != self.group:
@@ -171,24 +243,60 @@ def respond_rekey_ike(sa: IkeSa, offer: wire.SecurityAssociation, payloads: Payl
     if public.group != group.key_exchange_id:
         wanted = group.key_exchange_id.to_bytes(2, "big")
         raise PeerError("key exchange of another group", NotifyType.INVALID_KE_PAYLOAD, wanted)
-    key_exchange = make_key_exchange(group, context.random)
     try:
-        secret = key_exchange.shared_secret(public.data)
+        public_value, secret = answer_key_exchange(group, public.data, context.random)
     except PeerError as error:
         raise PeerError(error.reason, NotifyType.INVALID_SYNTAX) from None
     nonces = (nonce.data, context.new_nonce())
-    new = _successor(sa, False, choice.peer_spi, spi, choice.suite, secret, nonces, now)
-    association.add_ike_sa(new)
-    new.establish(now)
-    if task is None:
-        _replace(sa, new, now)
-    else:
-        task.passive, task.passive_nonces = new, nonces
-    return [
+    followup = IkeFollowup(sa, choice, spi, secret, nonces, now)
+    answer: list[wire.Payload] = [
         wire.SecurityAssociation((choice.answer,)),
         wire.Nonce(nonces[1]),
-        wire.KeyExchange(group.key_exchange_id, key_exchange.public),
+        wire.KeyExchange(group.key_exchange_id, public_value),
     ]
+    if not followup.additional:
+        followup.complete(sa, now)
+        return answer
+    sa.drop_followup()
+    sa.followup = followup
+    if task is not None:
+        task.passive_nonces = nonces
+    return [*answer, followup.payload]
+
+
+class IkeFollowup(Followup):
+    """An IKE SA that the peer asked for, P above, between its key exchanges."""
+
+    def __init__(
+        self, sa: IkeSa, choice: IkeChoice, spi: bytes, secret: bytes, nonces: tuple[bytes, bytes], now: float
+    ) -> None:
+        super().__init__(sa, choice.suite.additional, now)
+        self.choice = choice
+        self.spi = spi
+        self.secret = secret
+        self.nonces = nonces
+
+    def check(self, sa: IkeSa) -> None:
+        """As at the beginning: nothing may be under way that the old IKE SA has to carry to its end."""
+        outstanding = sa.requests.outstanding
+        if outstanding is not None and isinstance(outstanding.task, CreateChild | DeleteChild | DeleteStillborn):
+            raise PeerError("a CHILD_SA is being made or deleted", NotifyType.TEMPORARY_FAILURE)
+        if sa is not sa.association.current:
+            raise PeerError("the IKE SA is being replaced", NotifyType.TEMPORARY_FAILURE)
+
+    def complete(self, sa: IkeSa, now: float) -> None:
+        """P exists: it replaces the old IKE SA, unless a rekey of ours is under way as well."""
+        choice = self.choice
+        new = _successor(
+            sa, False, choice.peer_spi, self.spi, choice.suite, self.secret, self.nonces, self.secrets, now
+        )
+        sa.association.add_ike_sa(new)
+        new.establish(now)
+        task = sa.rekey_task
+        if task is None:
+            _replace(sa, new, now)
+        else:
+            task.passive, task.passive_nonces = new, self.nonces
 
 
 def _successor(
@@ -199,20 +307,24 @@ def _successor(
     suite: IkeSuite,
     secret: bytes,
     nonces: tuple[bytes, bytes],
+    additional: bytes,
     now: float,
 ) -> IkeSa:
     """The IKE SA after `sa`; its initiator is who began this exchange, whoever began the old one."""
     assert sa.suite is not None
     new = type(sa)(sa.association, is_initiator, initiator_spi, responder_spi, now)
     keys = derive_rekeyed_ike_keys(
-        suite, sa.suite.prf, sa.sk_d, secret, nonces[0], nonces[1], initiator_spi, responder_spi
+        suite, sa.suite.prf, sa.sk_d, secret, nonces[0], nonces[1], initiator_spi, responder_spi, additional
     )
     new.set_keys(suite, keys)
+    # SK_d has the PPK in it, and so has everything that comes of it (RFC 8784 section 3).
+    new.ppk = sa.ppk
     return new
 
 
 def _replace(old: IkeSa, new: IkeSa, now: float) -> None:
     """The peer's `new` takes over, and `old` waits for the peer's delete."""
+    old.drop_followup()
     old.state = IkeState.REKEYED
     old.rekey_at = inf
     old.drop_at = now + FAREWELL

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 from dsvpn.addresses import Path
 from dsvpn.errors import PeerError
-from dsvpn.ike.auth import shared_key_mic, signed_octets, verify_shared_key_mic
+from dsvpn.ike.authentication import proof as proofs
 from dsvpn.ike.child_exchange import answer_offer
 from dsvpn.ike.identity import Identity
+from dsvpn.ike.ppk import choose_ppk, mixed_keys, plain_keys, proof_data, take_keys
 from dsvpn.ike.profile import IkeProfile
 from dsvpn.ike.state import IkeState
 from dsvpn.ike.task import Payloads
 from dsvpn.wire import ikev2 as wire
-from dsvpn.wire.ikev2 import AuthMethod, NotifyType
+from dsvpn.wire.ikev2 import NotifyType
 
 if TYPE_CHECKING:
     from dsvpn.ike.ike_sa import IkeSa
@@ -32,7 +33,8 @@ def respond_auth(sa: IkeSa, payloads: Payloads, path: Path, now: float) -> list[
             raise PeerError("IKE_AUTH without identity", NotifyType.INVALID_SYNTAX)
         candidates = _candidates(sa, remote, payloads)
         profile_name = candidates[0].name
-        profile = _authenticate(sa, candidates, identity, payloads)
+        profile, proved = _authenticate(sa, candidates, identity, payloads)
+        answer = _prove(sa, profile, remote, payloads)
     except PeerError as error:
         context.refuse(profile_name, path, "nobody" if remote is None else str(remote), error.reason, now)
         sa.state = IkeState.DEAD
@@ -41,11 +43,9 @@ def respond_auth(sa: IkeSa, payloads: Payloads, path: Path, now: float) -> list[
     context.half_open.discard(sa)
     association.profile = profile
     association.local_identity, association.remote_identity = profile.local_identity, remote
-    ours = wire.IdentificationResponder(profile.local_identity.kind, profile.local_identity.data)
-    assert sa.suite is not None
-    octets = signed_octets(sa.suite.prf, sa.init_response, sa.nonce_i, sa.sk_pr, ours.encode())
-    mic = shared_key_mic(sa.suite.prf, profile.psk, octets)
-    answer: list[wire.Payload] = [ours, wire.Authentication(AuthMethod.SHARED_KEY_MIC, mic)]
+    association.proved = proved
+    if sa.ppk is not None:
+        answer.append(wire.Notify(NotifyType.PPK_IDENTITY))
     sa.establish(now)
     try:
         offer = wire.find(payloads, wire.SecurityAssociation)
@@ -102,16 +102,32 @@ def _candidates(sa: IkeSa, remote: Identity, payloads: Payloads) -> list[IkeProf
 
 def _authenticate(
     sa: IkeSa, candidates: list[IkeProfile], identity: wire.IdentificationInitiator, payloads: Payloads
-) -> IkeProfile:
-    """The profile whose pre-shared key the peer has."""
+) -> tuple[IkeProfile, proofs.Proved]:
+    """The profile under which the peer has proved itself, and how."""
     proof = wire.find(payloads, wire.Authentication)
     if proof is None:
-        raise PeerError("peer wants EAP, which is not spoken here; configure a pre-shared key there")
-    if proof.method != AuthMethod.SHARED_KEY_MIC:
-        raise PeerError(f"peer proves itself by {wire.name_of(AuthMethod, proof.method)}, not by shared key")
-    assert sa.suite is not None
-    octets = signed_octets(sa.suite.prf, sa.init_request, sa.nonce_r, sa.sk_pi, identity.encode())
+        raise PeerError("peer wants EAP, which is not spoken here; configure a pre-shared key or a certificate there")
+    reasons: list[str] = []
+    before = plain_keys(sa)
     for profile in candidates:
-        if verify_shared_key_mic(sa.suite.prf, profile.psk, octets, proof.data):
-            return profile
-    raise PeerError("peer has another pre-shared key")
+        try:
+            ppk = choose_ppk(sa, profile, payloads)
+            if ppk is not None:
+                take_keys(sa, mixed_keys(sa, ppk))
+            fitting = wire.Authentication(proof.method, proof_data(sa, ppk, payloads, proof.data))
+            proved = proofs.check(sa, profile, identity, fitting, payloads)
+        except PeerError as error:
+            take_keys(sa, before)
+            reasons.append(error.reason)
+            continue
+        sa.ppk = None if ppk is None else ppk.identity
+        return profile, proved
+    raise PeerError(reasons[-1])
+
+
+def _prove(sa: IkeSa, profile: IkeProfile, remote: Identity, payloads: Payloads) -> list[wire.Payload]:
+    """Our identity and its proof."""
+    proof = wire.find(payloads, wire.Authentication)
+    prover = proofs.Prover(profile, remote, None if proof is None else proof.method)
+    ours = wire.IdentificationResponder(profile.local_identity.kind, profile.local_identity.data)
+    return [ours, *prover.certificates(), prover.prove(sa, ours)]

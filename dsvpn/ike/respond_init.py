@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from dsvpn.addresses import Path
 from dsvpn.errors import PeerError
-from dsvpn.ike import nat
+from dsvpn.ike import fragmentation, nat
 from dsvpn.ike.association import Association
+from dsvpn.ike.authentication import proof as proofs
 from dsvpn.ike.context import Context
 from dsvpn.ike.ike_sa import IkeSa
-from dsvpn.ike.key_exchange import make_key_exchange
+from dsvpn.ike.key_exchange import answer_key_exchange
 from dsvpn.ike.keymat import derive_ike_keys
 from dsvpn.ike.proposals import choose_ike
 from dsvpn.ike.state import HALF_OPEN_LIFETIME, IkeState
@@ -52,7 +53,14 @@ def _accept(context: Context, message: wire.Message, data: bytes, path: Path, no
     if offer is None or public is None or nonce is None or header.initiator_spi == wire.ZERO_SPI:
         raise PeerError("IKE_SA_INIT lacks SA, KE, nonce or SPI", NotifyType.INVALID_SYNTAX)
     # Which profile it is, IKE_AUTH tells: the suite is the best that any of them has in common with the peer.
-    suites = dict.fromkeys(suite for profile in context.profiles.values() for suite in profile.ike)
+    intermediate = wire.find_notify(payloads, NotifyType.INTERMEDIATE_EXCHANGE_SUPPORTED) is not None
+    suites = dict.fromkeys(
+        suite
+        for profile in context.profiles.values()
+        for suite in profile.ike
+        # IKE_INTERMEDIATE carries additional key exchanges, if both ends have it (RFC 9370 section 2.2.1).
+        if intermediate or not suite.additional
+    )
     choice = choose_ike(suites, offer, b"")
     if choice is None:
         raise PeerError("no suite in common", NotifyType.NO_PROPOSAL_CHOSEN)
@@ -60,8 +68,7 @@ def _accept(context: Context, message: wire.Message, data: bytes, path: Path, no
     if public.group != group.key_exchange_id:
         wanted = group.key_exchange_id.to_bytes(2, "big")
         raise PeerError("key exchange of another group", NotifyType.INVALID_KE_PAYLOAD, wanted)
-    key_exchange = make_key_exchange(group, context.random)
-    secret = key_exchange.shared_secret(public.data)
+    public_value, secret = answer_key_exchange(group, public.data, context.random)
 
     association = Association(context, None, path, now)
     sa = IkeSa(association, False, header.initiator_spi, context.new_ike_spi(), now)
@@ -74,9 +81,20 @@ def _accept(context: Context, message: wire.Message, data: bytes, path: Path, no
     association.udp_encapsulation = findings.supported and (findings.local_nat or findings.remote_nat or forced)
     answer: list[wire.Payload] = [
         wire.SecurityAssociation((choice.answer,)),
-        wire.KeyExchange(group.key_exchange_id, key_exchange.public),
+        wire.KeyExchange(group.key_exchange_id, public_value),
         wire.Nonce(sa.nonce_r),
     ]
+    if wire.find_notify(payloads, NotifyType.USE_PPK) is not None:
+        sa.use_ppk = any(profile.ppks for profile in context.profiles.values())
+    if sa.use_ppk:
+        answer.append(wire.Notify(NotifyType.USE_PPK))
+    if choice.suite.additional:
+        answer.append(wire.Notify(NotifyType.INTERMEDIATE_EXCHANGE_SUPPORTED))
+    association.fragmentation = fragmentation.is_supported(payloads)
+    if association.fragmentation:
+        answer.append(fragmentation.supported())
+    proofs.note_hashes(sa, payloads)
+    answer += proofs.announce(list(context.profiles.values()), with_request=True)
     if findings.supported:
         answer += nat.detection_payloads(sa.initiator_spi, sa.responder_spi, path, forced, context.random)
     sa.init_request = data
@@ -86,6 +104,7 @@ def _accept(context: Context, message: wire.Message, data: bytes, path: Path, no
         choice.suite,
         derive_ike_keys(choice.suite, secret, sa.nonce_i, sa.nonce_r, sa.initiator_spi, sa.responder_spi),
     )
+    sa.expect_additional(choice.suite)
     association.add_ike_sa(sa)
     association.current = sa
     context.half_open.add(sa, path.remote, data, now)

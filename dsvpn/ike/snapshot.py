@@ -35,6 +35,8 @@ def association_status(association: Association, now: float) -> IkeSaStatus:
         udp_encapsulation=association.udp_encapsulation,
         next_request_id=sa.requests.next_id,
         expected_request_id=sa.responses.expected_id,
+        ppk="" if sa.ppk is None else sa.ppk[:64].decode("ascii", "backslashreplace"),
+        authentication="" if association.proved is None else association.proved.method,
         children=tuple(_child_status(child, now) for child in association.children),
     )
 

@@ -52,3 +52,7 @@ class IkeSaStatus:
     next_request_id: int
     expected_request_id: int
     children: tuple[ChildSaStatus, ...]
+    #: The identity of the post-quantum preshared key in the keys, empty without.
+    ppk: str = ""
+    #: How the peer proved itself, such as "pre-shared key" or "ECDSA with SHA2-256".
+    authentication: str = ""

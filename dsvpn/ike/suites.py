@@ -1,12 +1,14 @@
 """Cipher suites by name: what a configuration writes and what a proposal offers.
 
 An IKE suite is `<cipher>-<prf>-<key exchange>`, an ESP suite `<cipher>` or `<cipher>-<key exchange>` where the
-key exchange gives each rekeyed CHILD_SA perfect forward secrecy (RFC 7296 section 1.3.1). Every cipher is an
-AEAD, so no suite names an integrity algorithm (RFC 5282 section 8).
+key exchange gives each rekeyed CHILD_SA perfect forward secrecy (RFC 7296 section 1.3.1). Additional key exchanges
+follow the first as `ke1_<key exchange>` to `ke7_<key exchange>` (RFC 9370). An AEAD needs no integrity algorithm
+(RFC 5282 section 8); AES-CBC, which IKE alone has, names one: `<cipher>-<integrity>-<prf>-<key exchange>`.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -16,9 +18,9 @@ from dsvpn.errors import MisuseError
 
 @dataclass(frozen=True, slots=True)
 class Cipher:
-    """An AEAD. `key_length` and `salt_length` are octets; `key_length_attribute` is bits, None where the
-    transform takes no attribute (RFC 7634 section 3). `wireshark` is its name in Wireshark's key table, None where that
-    has none."""
+    """A cipher: an AEAD, or AES-CBC when `aead` is False. `key_length` and `salt_length` are octets;
+    `key_length_attribute` is bits, None where the transform takes no attribute (RFC 7634 section 3). `wireshark` is its
+    name in Wireshark's key table, None where that has none."""
 
     name: str
     encryption_id: int
@@ -26,6 +28,7 @@ class Cipher:
     key_length_attribute: int | None
     salt_length: int
     wireshark: str | None
+    aead: bool = True
 
     @property
     def keymat_length(self) -> int:
@@ -44,12 +47,31 @@ class Prf:
 
 
 @dataclass(frozen=True, slots=True)
+class Integrity:
+    """HMAC over the named hash, cut to `icv_length` octets (RFC 4868)."""
+
+    name: str
+    integrity_id: int
+    hash_name: str
+    key_length: int
+    icv_length: int
+    wireshark: str
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
-    """A key exchange method. `public_length` is the octets of its public value in a KE payload."""
+    """A key exchange method. `public_length` is the octets of its public value in a KE payload of the initiator of the
+    exchange, `response_length` those of the responder's, where a KEM has another (its ciphertext)."""
 
     name: str
     key_exchange_id: int
     public_length: int
+    response_length: int | None = None
+
+    @property
+    def is_kem(self) -> bool:
+        """The responder encapsulates to the initiator's public key (FIPS 203)."""
+        return self.response_length is not None
 
 
 CIPHERS: Final = MappingProxyType(
@@ -59,6 +81,28 @@ CIPHERS: Final = MappingProxyType(
             Cipher("aes128gcm16", 20, 16, 128, 4, "AES-GCM-128 with 16 octet ICV [RFC5282]"),
             Cipher("aes256gcm16", 20, 32, 256, 4, "AES-GCM-256 with 16 octet ICV [RFC5282]"),
             Cipher("chacha20poly1305", 28, 32, None, 4, None),
+        )
+    }
+)
+
+#: For IKE with old peers: AES in CBC mode (RFC 3602).
+CBC_CIPHERS: Final = MappingProxyType(
+    {
+        cipher.name: cipher
+        for cipher in (
+            Cipher("aes128", 12, 16, 128, 0, "AES-CBC-128 [RFC3602]", aead=False),
+            Cipher("aes256", 12, 32, 256, 0, "AES-CBC-256 [RFC3602]", aead=False),
+        )
+    }
+)
+
+INTEGRITIES: Final = MappingProxyType(
+    {
+        integrity.name: integrity
+        for integrity in (
+            Integrity("sha256", 12, "sha256", 32, 16, "HMAC_SHA2_256_128 [RFC4868]"),
+            Integrity("sha384", 13, "sha384", 48, 24, "HMAC_SHA2_384_192 [RFC4868]"),
+            Integrity("sha512", 14, "sha512", 64, 32, "HMAC_SHA2_512_256 [RFC4868]"),
         )
     }
 )
@@ -79,12 +123,30 @@ GROUPS: Final = MappingProxyType(
         group.name: group
         for group in (
             Group("x25519", 31, 32),
+            Group("x448", 32, 56),
             Group("ecp256", 19, 64),
             Group("ecp384", 20, 96),
+            Group("ecp521", 21, 132),
             Group("modp2048", 14, 256),
+            Group("modp3072", 15, 384),
+            Group("modp4096", 16, 512),
         )
     }
 )
+
+#: Key encapsulation mechanisms (FIPS 203), which serve as additional key exchanges alone.
+KEMS: Final = MappingProxyType(
+    {
+        group.name: group
+        for group in (
+            Group("mlkem768", 36, 1184, 1088),
+            Group("mlkem1024", 37, 1568, 1568),
+        )
+    }
+)
+
+#: Transform types ADDKE1 to ADDKE7 (RFC 9370 section 2.2.1).
+MAX_ADDITIONAL: Final = 7
 
 #: Names that other products accept, and why dsvpn does not (RFC 8247, RFC 8221, RFC 9395).
 _REFUSED: Final = MappingProxyType(
@@ -106,22 +168,44 @@ _REFUSED: Final = MappingProxyType(
         "modp1024": "MODP-1024",
         "modp1024s160": "MODP-1024",
         "modp1536": "MODP-1536",
+        "modp2048s224": "MODP-2048 with a 224-bit subgroup",
+        "modp2048s256": "MODP-2048 with a 256-bit subgroup",
+        "ecp192": "a 192-bit curve",
     }
 )
+
+#: Names that are sound, with what stands in the way here and what to write instead.
+_ABSENT: Final = MappingProxyType(
+    {
+        "mlkem512": "ML-KEM-512 is not in the cryptographic library; write mlkem768",
+        "aes128ctr": "AES-CTR is not spoken here; write aes128gcm16",
+        "aes256ctr": "AES-CTR is not spoken here; write aes256gcm16",
+        "camellia128": "Camellia is not spoken here; write aes128gcm16",
+        "camellia256": "Camellia is not spoken here; write aes256gcm16",
+    }
+)
+_ADDITIONAL: Final = re.compile(r"ke(\d{1,3})_(.*)")
+
+
+#: An additional key exchange: n of ADDKEn (RFC 9370), and the method.
+Additional = tuple[int, Group]
 
 
 @dataclass(frozen=True, slots=True)
 class IkeSuite:
-    """What protects an IKE SA."""
+    """What protects an IKE SA. `integrity` is None with an AEAD."""
 
     cipher: Cipher
     prf: Prf
     group: Group
+    integrity: Integrity | None = None
+    additional: tuple[Additional, ...] = ()
 
     @property
     def name(self) -> str:
         """As a configuration writes it."""
-        return f"{self.cipher.name}-{self.prf.name}-{self.group.name}"
+        integrity = () if self.integrity is None else (self.integrity.name,)
+        return "-".join((self.cipher.name, *integrity, self.prf.name, self.group.name, *_names(self.additional)))
 
     def __str__(self) -> str:
         return self.name
@@ -133,34 +217,56 @@ class EspSuite:
 
     cipher: Cipher
     group: Group | None
+    additional: tuple[Additional, ...] = ()
 
     @property
     def name(self) -> str:
         """As a configuration writes it."""
-        return self.cipher.name if self.group is None else f"{self.cipher.name}-{self.group.name}"
+        group = () if self.group is None else (self.group.name,)
+        return "-".join((self.cipher.name, *group, *_names(self.additional)))
 
     def __str__(self) -> str:
         return self.name
 
 
 def parse_ike_suite(text: str) -> IkeSuite:
-    """The IKE suite called `text`, such as "aes128gcm16-prfsha256-x25519". Raises MisuseError."""
-    parts = _split(text, "IKE")
+    """The IKE suite called `text`, such as "aes128gcm16-prfsha256-x25519", "aes256gcm16-prfsha384-x25519-ke1_mlkem768"
+    or "aes128-sha256-prfsha256-modp2048" (where the PRF may be left out). Raises MisuseError."""
+    parts, additional = _split(text, "IKE")
+    integrity: Integrity | None = None
+    if parts and parts[0] in CBC_CIPHERS:
+        if len(parts) < 2 or parts[1] not in INTEGRITIES:
+            raise MisuseError(
+                f"IKE suite {text!r}: {parts[0]} is AES-CBC, which needs an integrity algorithm; "
+                f"write {parts[0]}-sha256-prfsha256-ecp256 or, better, {parts[0]}gcm16-prfsha256-x25519"
+            )
+        integrity = INTEGRITIES[parts[1]]
+        parts = [parts[0], *parts[2:]]
+        if len(parts) == 2 and parts[1] not in PRFS:
+            # As strongSwan reads it: the PRF of the same hash.
+            parts.insert(1, f"prf{integrity.name}")
     if len(parts) != 3:
         raise MisuseError(
             f"IKE suite {text!r} has {len(parts)} part{'s' if len(parts) != 1 else ''}; "
             f"write cipher-prf-keyexchange, such as aes128gcm16-prfsha256-x25519"
         )
     cipher, prf, group = parts
-    for part, known, kind in ((cipher, CIPHERS, "cipher"), (prf, PRFS, "PRF"), (group, GROUPS, "key exchange")):
+    ciphers = {**CIPHERS, **CBC_CIPHERS} if integrity is not None else CIPHERS
+    for part, known, kind in ((cipher, ciphers, "cipher"), (prf, PRFS, "PRF"), (group, GROUPS, "key exchange")):
         if part not in known:
             raise _unknown("IKE", text, part, kind, tuple(known))
-    return IkeSuite(CIPHERS[cipher], PRFS[prf], GROUPS[group])
+    _check_additional("IKE", text, GROUPS[group], additional)
+    return IkeSuite(ciphers[cipher], PRFS[prf], GROUPS[group], integrity, additional)
 
 
 def parse_esp_suite(text: str) -> EspSuite:
-    """The ESP suite called `text`, such as "aes256gcm16" or "aes256gcm16-x25519". Raises MisuseError."""
-    parts = _split(text, "ESP")
+    """The ESP suite called `text`, such as "aes256gcm16", "aes256gcm16-x25519" or
+    "aes256gcm16-x25519-ke1_mlkem768". Raises MisuseError."""
+    parts, additional = _split(text, "ESP")
+    if parts and parts[0] in CBC_CIPHERS:
+        raise MisuseError(
+            f"ESP suite {text!r}: AES-CBC is for IKE alone, the data plane has AEADs; write {parts[0]}gcm16"
+        )
     if len(parts) > 2:
         raise MisuseError(
             f"ESP suite {text!r} has {len(parts)} parts; write cipher or cipher-keyexchange, such as aes128gcm16-x25519"
@@ -169,18 +275,60 @@ def parse_esp_suite(text: str) -> EspSuite:
         raise _unknown("ESP", text, parts[0], "cipher", tuple(CIPHERS))
     if len(parts) == 2 and parts[1] not in GROUPS:
         raise _unknown("ESP", text, parts[1], "key exchange", tuple(GROUPS))
-    return EspSuite(CIPHERS[parts[0]], GROUPS[parts[1]] if len(parts) == 2 else None)
+    group = GROUPS[parts[1]] if len(parts) == 2 else None
+    if additional and group is None:
+        # RFC 9370 section 2.2.1: additional key exchanges follow one of transform type 4.
+        raise MisuseError(
+            f"ESP suite {text!r} has additional key exchanges without a first; "
+            f"write {parts[0]}-x25519-{'-'.join(_names(additional))}"
+        )
+    _check_additional("ESP", text, group, additional)
+    return EspSuite(CIPHERS[parts[0]], group, additional)
 
 
-def _split(text: str, kind: str) -> list[str]:
-    parts = text.strip().lower().split("-")
-    for part in parts:
-        if part in _REFUSED:
+def _names(additional: tuple[Additional, ...]) -> tuple[str, ...]:
+    return tuple(f"ke{number}_{group.name}" for number, group in additional)
+
+
+def _split(text: str, kind: str) -> tuple[list[str], tuple[Additional, ...]]:
+    """The parts of a suite, and its additional key exchanges apart."""
+    parts: list[str] = []
+    additional: list[Additional] = []
+    for part in text.strip().lower().split("-"):
+        match = _ADDITIONAL.fullmatch(part)
+        name = part if match is None else match[2]
+        if name in _REFUSED:
             raise MisuseError(
-                f"{kind} suite {text!r}: {_REFUSED[part]} is broken and refused (RFC 8247, RFC 9395); "
+                f"{kind} suite {text!r}: {_REFUSED[name]} is broken and refused (RFC 8247, RFC 9395); "
                 f"write {'aes128gcm16-prfsha256-x25519' if kind == 'IKE' else 'aes128gcm16-x25519'}"
             )
-    return parts
+        if name in _ABSENT:
+            raise MisuseError(f"{kind} suite {text!r}: {_ABSENT[name]}")
+        if match is None:
+            if part in KEMS:
+                # One public value of it fills a datagram: IKE_INTERMEDIATE can be fragmented, IKE_SA_INIT cannot.
+                raise MisuseError(
+                    f"{kind} suite {text!r}: {part} is an additional key exchange; write x25519-ke1_{part}"
+                )
+            parts.append(part)
+            continue
+        known = {**GROUPS, **KEMS}
+        if not 1 <= int(match[1]) <= MAX_ADDITIONAL:
+            raise MisuseError(f"{kind} suite {text!r}: {part!r} is none of ke1 to ke{MAX_ADDITIONAL}; write ke1_{name}")
+        if name not in known:
+            raise _unknown(kind, text, name, "key exchange", tuple(known))
+        additional.append((int(match[1]), known[name]))
+    return parts, tuple(additional)
+
+
+def _check_additional(kind: str, text: str, group: Group | None, additional: tuple[Additional, ...]) -> None:
+    numbers = [number for number, _ in additional]
+    if numbers != sorted(set(numbers)):
+        raise MisuseError(f"{kind} suite {text!r}: additional key exchanges are out of order; write ke1 before ke2")
+    groups = [group, *(one for _, one in additional)]
+    if len(set(groups)) != len(groups):
+        # RFC 9370 section 2.2.1.
+        raise MisuseError(f"{kind} suite {text!r} has one key exchange twice; write each once")
 
 
 def _unknown(kind: str, text: str, part: str, what: str, known: tuple[str, ...]) -> MisuseError:

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Outstanding:
-    """Our request that has no answer yet. `sent` counts datagrams, `deadline` is when to send the next."""
+    """Our request that has no answer yet. `sent` counts transmissions, `deadline` is when to send it again."""
 
     message_id: int
     task: Task
-    datagram: bytes
+    datagrams: tuple[bytes, ...]
     sent: int
     deadline: float
 
@@ -31,19 +31,19 @@ class RequestWindow:
         self.next_id = 0
         self.outstanding: Outstanding | None = None
 
-    def open(self, task: Task, datagram: bytes, schedule: RetransmissionSchedule, now: float) -> None:
+    def open(self, task: Task, datagrams: tuple[bytes, ...], schedule: RetransmissionSchedule, now: float) -> None:
         """The request with `next_id` has just been sent."""
-        self.outstanding = Outstanding(self.next_id, task, datagram, 1, now + schedule.wait(1))
+        self.outstanding = Outstanding(self.next_id, task, datagrams, 1, now + schedule.wait(1))
         self.next_id += 1
 
-    def retransmit(self, schedule: RetransmissionSchedule, now: float) -> bytes | None:
-        """The datagram to send again, bit by bit the same; None when the schedule is exhausted."""
+    def retransmit(self, schedule: RetransmissionSchedule, now: float) -> tuple[bytes, ...] | None:
+        """The datagrams to send again, bit by bit the same; None when the schedule is exhausted."""
         outstanding = self.outstanding
         if outstanding is None or outstanding.sent >= schedule.tries:
             return None
         outstanding.sent += 1
         outstanding.deadline = now + schedule.wait(outstanding.sent)
-        return outstanding.datagram
+        return outstanding.datagrams
 
     def close(self) -> None:
         """The outstanding request is answered."""
@@ -63,7 +63,7 @@ class ResponseWindow:
 
     def __init__(self) -> None:
         self.expected_id = 0
-        self.response = b""
+        self.response: tuple[bytes, ...] = ()
         self._digest = b""
 
     def classify(self, message_id: int, data: bytes) -> Freshness:
@@ -75,7 +75,7 @@ class ResponseWindow:
             return Freshness.DUPLICATE
         return Freshness.STALE
 
-    def answered(self, request: bytes, response: bytes) -> None:
+    def answered(self, request: bytes, response: tuple[bytes, ...]) -> None:
         """The expected request was processed and has this answer."""
         self.expected_id += 1
         self.response = response

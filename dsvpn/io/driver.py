@@ -11,7 +11,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
@@ -23,9 +23,12 @@ import dsvpn
 import dsvpn_native
 from dsvpn.addresses import Address
 from dsvpn.config import Config, TunnelConfig
+from dsvpn.config.credentials import Material, crl_urls, read_materials
 from dsvpn.errors import DsvpnError, HostError, MisuseError
 from dsvpn.gateway import Gateway
+from dsvpn.gateway.status import certificates
 from dsvpn.io.control import ControlServer
+from dsvpn.io.crl import CrlFetcher
 from dsvpn.io.dataplane import Commander
 from dsvpn.io.keylog import KeyLog
 from dsvpn.io.netlink import Netlink, forwards
@@ -49,12 +52,12 @@ _TIMER_RESOLUTION = 0.001
 _LOG_BURST = 50
 _LOG_RATE = 5.0
 
-SECTIONS = ("summary", "nhrp", "peers", "sa", "routes", "counters")
+SECTIONS = ("summary", "nhrp", "peers", "sa", "routes", "counters", "certificates")
 
 
 def run_gateway(config: Config) -> None:
-    """Run a gateway until SIGTERM, SIGINT or SIGHUP. HostError if the machine does not let it; `require_host` first
-    tells most causes of that."""
+    """Run a gateway until SIGTERM or SIGINT; SIGHUP reloads keys and certificates. HostError if the machine does not
+    let it; `require_host` first tells most causes of that."""
     uvloop.run(_run(config))
 
 
@@ -76,6 +79,8 @@ class Driver:
         self._event_limits: dict[str, RateLimit] = {}
         self._defects = RateLimit(rate=0.2, burst=5)
         self._sources: dict[str, Source] = {}
+        self._stop = asyncio.Event()
+        self._failure: DsvpnError | None = None
 
         self._control = ControlServer(config.gateway.control_socket_path, self._answer)
         undo.callback(self._control.close)
@@ -96,7 +101,10 @@ class Driver:
             release_spi=self._dataplane.release_spi,
             route_lookup=self._netlink.route_lookup,
             key_log=None if key_log is None else key_log.ike_sa,
+            wall_clock=time.time,
         )
+        self._crls = CrlFetcher(crl_urls(config), self._guarded(self._read_materials), self._on_crl_error)
+        self._say_warnings(config.materials)
         self._uses_workers = config.gateway.driver != "uvloop"
 
     # -- making --------------------------------------------------------------------------------------------
@@ -156,11 +164,15 @@ class Driver:
     # -- running -------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Run until a signal says to end, then say goodbye to the peers."""
+        """Run until a signal says to end, then say goodbye to the peers.
+
+        DsvpnError if the data plane cannot forward any more: whoever started the gateway starts it anew, which a
+        gateway that runs on without forwarding would keep them from.
+        """
         loop = asyncio.get_running_loop()
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.add_signal_handler(number, stop.set)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._guarded(self.reload))
         with ExitStack() as undo:
             self._gateway.start(time.monotonic())
             self._take_sources()
@@ -169,11 +181,13 @@ class Driver:
             await self._control.start()
             undo.callback(self._say_goodbye)
             self._flush()
-            poll = loop.create_task(self._watch_traffic())
-            undo.callback(poll.cancel)
+            for work in (self._watch_traffic(), self._crls.run()):
+                undo.callback(loop.create_task(work).cancel)
             self._say_up()
-            await stop.wait()
+            await self._stop.wait()
         _log.info(f"{self._config.gateway.name} has ended", name="down")
+        if self._failure is not None:
+            raise self._failure
 
     def _watch(self, loop: asyncio.AbstractEventLoop, undo: ExitStack) -> None:
         """Watch every descriptor until `undo`: libuv aborts the process when one closes that it still watches."""
@@ -186,7 +200,7 @@ class Driver:
             undo.callback(self._dataplane.stop_workers)
         else:
             for descriptor, _ in self._dataplane.descriptors():
-                readers[descriptor] = partial(self._dataplane.drain, descriptor, _DRAIN_BUDGET)
+                readers[descriptor] = partial(self._drain, descriptor)
         for descriptor, callback in readers.items():
             loop.add_reader(descriptor, self._guarded(callback))
             undo.callback(loop.remove_reader, descriptor)
@@ -198,6 +212,9 @@ class Driver:
             driver="workers" if self._uses_workers else "uvloop",
             aead=self._dataplane.aead_backend,
         )
+        for name, state in self._dataplane.offloads().items():
+            if state.startswith(("off: the", "failed")):
+                _log.warning(f"{name}: {state}", name="offload", offload=name, state=state)
         if dsvpn_native.BUILD_PROFILE == "debug":
             _log.warning("the data plane is a debug build, many times slower than a release build", name="debug_build")
 
@@ -225,8 +242,33 @@ class Driver:
 
     # -- inputs --------------------------------------------------------------------------------------------
 
+    def _drain(self, descriptor: int) -> None:
+        try:
+            self._dataplane.drain(descriptor, _DRAIN_BUDGET)
+        except RuntimeError as error:
+            self._fail(DsvpnError(f"the data plane failed: {error}"))
+        except OSError:
+            # The device is gone, which its punt tells: it would be ready for ever.
+            asyncio.get_running_loop().remove_reader(descriptor)
+
+    def _fail(self, failure: DsvpnError) -> None:
+        """End the gateway with an error. The first one counts."""
+        if self._failure is None:
+            self._failure = failure
+            _log.critical(str(failure), name="failed")
+        self._stop.set()
+
     def _on_punts(self) -> None:
-        for punt in self._dataplane.take_punts(_PUNT_BUDGET):
+        try:
+            punts = self._dataplane.take_punts(_PUNT_BUDGET)
+        except RuntimeError as error:
+            self._fail(DsvpnError(f"the data plane failed: {error}"))
+            return
+        for punt in punts:
+            if punt.kind == "gone":
+                name = self._commander.tunnel_name(punt.tunnel)
+                self._fail(HostError(f"tunnel.{name}: somebody took the network device away; start the gateway anew"))
+                continue
             self._guarded(partial(self._commander.deliver, punt, self._gateway, time.monotonic()))()
         self._flush()
 
@@ -285,6 +327,29 @@ class Driver:
         known = [entry.nbma.version for entry in (*tunnel.nhrp.nhs, *tunnel.nhrp.map)]
         return self._netlink.source(wanted, known[0] if known else 4)
 
+    # -- reloading -----------------------------------------------------------------------------------------
+
+    def reload(self) -> None:
+        """Read the keys, certificates and revocation lists that the configuration names anew, and fetch those that
+        have a URL. What cannot be read leaves everything as it was: ConfigurationError or HostError says why."""
+        self._read_materials()
+        self._crls.fetch_now()
+        _log.info("keys, certificates and revocation lists were read anew", name="reloaded")
+
+    def _read_materials(self) -> None:
+        materials = read_materials(self._config, self._config.file, time.time(), self._crls.lists)
+        self._say_warnings(materials)
+        self._gateway.replace_materials(materials, time.monotonic())
+        self._flush()
+
+    def _say_warnings(self, materials: Mapping[str, Material]) -> None:
+        for material in materials.values():
+            for text in material.warnings:
+                _log.warning(text, name="credentials")
+
+    def _on_crl_error(self, error: HostError) -> None:
+        _log.warning(f"{error}; the list fetched before stays in use, if there is one", name="crl_not_fetched")
+
     # -- outputs -------------------------------------------------------------------------------------------
 
     def _flush(self) -> None:
@@ -318,6 +383,9 @@ class Driver:
     # -- observation ---------------------------------------------------------------------------------------
 
     def _answer(self, request: dict[str, Any]) -> Any:
+        if "reload" in request:
+            self.reload()
+            return {"reloaded": True}
         section = request.get("show")
         if section not in SECTIONS:
             raise MisuseError(f"there is no section {section!r} to show; choose one of {', '.join(SECTIONS)}")
@@ -326,7 +394,9 @@ class Driver:
         if section == "counters":
             return {
                 "dataplane": self._dataplane.counters(),
+                "kernel": self._dataplane.kernel_drops(),
                 "control": self._commander.counters,
+                "ike": status["ike"],
                 "nhrp": {name: tunnel["counters"] for name, tunnel in status["nhrp"].items()},
             }
         if section == "summary":
@@ -338,7 +408,10 @@ class Driver:
                 "driver": "workers" if self._uses_workers else "uvloop",
                 "aead": self._dataplane.aead_backend,
                 "build": dsvpn_native.BUILD_PROFILE,
+                "offloads": self._dataplane.offloads(),
             }
+        if section == "certificates":
+            return certificates(self._gateway.config.materials, time.time())
         return status[section]
 
 

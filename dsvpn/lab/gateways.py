@@ -30,6 +30,8 @@ class Settings:
     key: int | None = 42
     authentication: str | None = "s3cret"
     holding_time: str = "600s"
+    #: Lines of [ipsec.default.auth] instead of the pre-shared key.
+    auth: Mapping[str, str] = field(default_factory=dict)
     #: More lines of [ipsec.default], [tunnel.dsvpn0], [tunnel.dsvpn0.nhrp] and [gateway].
     profile: Mapping[str, str] = field(default_factory=dict)
     tunnel: Mapping[str, str] = field(default_factory=dict)
@@ -80,8 +82,7 @@ ipsec = "{"default" if settings.ipsec else "none"}"
 encapsulation = "{settings.encapsulation}"
 {_lines(settings.profile)}
 [ipsec.default.auth]
-psk = {{ file = "{site.name}.psk" }}
-"""
+{_lines(settings.auth or {"psk": f'{{ file = "{site.name}.psk" }}'})}"""
     return text + settings.extra
 
 

@@ -110,6 +110,8 @@ def _summary(value: dict[str, Any]) -> list[RenderableType]:
         for nhs in tunnel["nhs"]
     ]
     tables: list[RenderableType] = [gateway, tunnels]
+    if value.get("offloads"):
+        tables.append(_table("data plane", ("offload", "state"), sorted(value["offloads"].items())))
     if servers:
         tables.append(_table("next hop servers", ("tunnel", "NHS", "state", "last error"), servers))
     return tables
@@ -237,7 +239,7 @@ def _peers(value: dict[str, Any]) -> list[RenderableType]:
 def _sa(value: list[dict[str, Any]]) -> list[RenderableType]:
     ike = _table(
         "IKE SAs",
-        ("peer", "remote", "state", "role", "SPIs", "suite", "age", "rekey in", "heard"),
+        ("peer", "remote", "state", "role", "SPIs", "suite", "proof", "age", "rekey in", "heard"),
         (
             (
                 sa["remote_identity"],
@@ -245,7 +247,8 @@ def _sa(value: list[dict[str, Any]]) -> list[RenderableType]:
                 sa["state"],
                 "initiator" if sa["initiator"] else "responder",
                 f"{sa['initiator_spi']:016x} {sa['responder_spi']:016x}",
-                sa["suite"],
+                f"{sa['suite']} with PPK {sa['ppk']}" if sa.get("ppk") else sa["suite"],
+                sa.get("authentication"),
                 duration(sa["age"]),
                 duration(sa["rekey_in"]),
                 duration(sa["last_heard"]),
@@ -291,9 +294,39 @@ def _routes(value: list[dict[str, Any]]) -> list[RenderableType]:
 
 
 def _counters(value: dict[str, Any]) -> list[RenderableType]:
-    groups = {"data plane": value["dataplane"], "control plane": value["control"]}
+    groups = {"data plane": value["dataplane"], "kernel": value["kernel"], "control plane": value["control"]}
+    groups["IKE"] = value["ike"]
     groups |= {f"{name}: NHRP": counters for name, counters in value["nhrp"].items()}
     return [_table(title, ("counter", "value"), sorted(counters.items())) for title, counters in groups.items()]
+
+
+def _certificates(value: list[dict[str, Any]]) -> list[RenderableType]:
+    if not value:
+        return ["no profile uses certificates"]
+    tables: list[RenderableType] = []
+    for entry in value:
+        tables.append(
+            _table(
+                f"{escape(entry['profile'])}: certificates ({escape(entry['identity'])})",
+                ("role", "subject", "issuer", "serial", "key", "expires in"),
+                (
+                    (one["role"], one["subject"], one["issuer"], one["serial"], one["key"], duration(one["expires_in"]))
+                    for one in entry["certificates"]
+                ),
+            )
+        )
+        tables.append(
+            _table(
+                f"{escape(entry['profile'])}: revocation lists ({entry['crl_policy']})",
+                ("source", "issuer", "revoked", "next update in", "trusted"),
+                (
+                    (crl["source"], crl["issuer"], crl["revoked"], duration(crl["next_update_in"]), crl["trusted"])
+                    for crl in entry["crls"]
+                ),
+            )
+        )
+        tables += [escape(warning) for warning in entry["warnings"]]
+    return tables
 
 
 def _endpoint(path: dict[str, Any]) -> str:
@@ -308,4 +341,5 @@ _RENDERERS: dict[str, Callable[[Any], list[RenderableType]]] = {
     "sa": _sa,
     "routes": _routes,
     "counters": _counters,
+    "certificates": _certificates,
 }

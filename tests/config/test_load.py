@@ -9,6 +9,9 @@ import pytest
 
 from dsvpn.config import load_config
 from dsvpn.errors import ConfigurationError, HostError
+from dsvpn.ike.half_open import HalfOpenLimits
+from dsvpn.ike.ppk import Ppk
+from dsvpn.policy import half_open_limits, ike_profile
 
 SPOKE = """
 [gateway]
@@ -103,7 +106,7 @@ def test_routes_and_maps(tmp_path: Path) -> None:
         ('ipsec = "default"', 'ipsec = "other"', 'the profile "other", which is not in the file ("default")'),
         ('protocol = "10.0.0.1"', 'protocol = "10.0.0.11"', "10.0.0.11 is this gateway's own tunnel address"),
         ("[gateway]", "[gateway", "the file is not TOML"),
-        ("psk = {", "pks = {", "ipsec.default.auth.psk: this key is missing"),
+        ("psk = {", "pks = {", "ipsec.default.auth.pks: there is no such key; write psk"),
         ("tunnel.dsvpn0", "tunnel.a-device-name-too-long", "cannot name a device"),
         ('name = "spoke1"', 'name = "../x"', "gateway.name: '../x' is no gateway name"),
     ],
@@ -137,3 +140,91 @@ def test_unreadable_files(tmp_path: Path) -> None:
 def test_empty_key(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="the pre-shared key is empty"):
         load_config(write(tmp_path, SPOKE, b"\n"))
+
+
+PPK = 'ppk = {{ id = "our ppk", file = "ppk"{} }}\n\n[ipsec.default.auth]'
+
+
+def test_post_quantum_preshared_keys(tmp_path: Path) -> None:
+    (tmp_path / "ppk").write_bytes(b"32 octets of a quantum's despair\n")
+    text = SPOKE.replace("[ipsec.default.auth]", PPK.format(", required = true"))
+    config = load_config(write(tmp_path, text))
+    profile = ike_profile("default", config.ipsec["default"], config.materials["default"], config.ppks["default"])
+    assert profile.ppks == (Ppk(b"our ppk", b"32 octets of a quantum's despair", True),)
+    two = 'ppk = [{ id = "a", file = "ppk" }, { id = "b", file = "psk" }]\n\n[ipsec.default.auth]'
+    config = load_config(write(tmp_path, SPOKE.replace("[ipsec.default.auth]", two)))
+    profile = ike_profile("default", config.ipsec["default"], config.materials["default"], config.ppks["default"])
+    assert [(ppk.identity, ppk.required) for ppk in profile.ppks] == [(b"a", False), (b"b", False)]
+
+
+def test_post_quantum_preshared_keys_that_are_missing(tmp_path: Path) -> None:
+    text = SPOKE.replace("[ipsec.default.auth]", PPK.format(""))
+    with pytest.raises(HostError, match=r"ipsec\.default\.ppk\.0\.file: the key file .*ppk cannot be read: No such"):
+        load_config(write(tmp_path, text))
+    (tmp_path / "ppk").write_bytes(b"\n")
+    with pytest.raises(ConfigurationError, match="the post-quantum preshared key is empty"):
+        load_config(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("ppk", "message"),
+    [
+        ('{ id = "", file = "psk" }', "ipsec.default.ppk.0.id: "),
+        ('{ id = "a" }', "ipsec.default.ppk.0.file: this key is missing"),
+        ('{ id = "a", file = "psk", needed = true }', "ipsec.default.ppk.0.needed: there is no such key"),
+        ('[{ id = "a", file = "psk" }, { id = "a", file = "psk" }]', "two of the keys have one id; write each id once"),
+    ],
+)
+def test_errors_of_post_quantum_preshared_keys(tmp_path: Path, ppk: str, message: str) -> None:
+    text = SPOKE.replace("[ipsec.default.auth]", f"ppk = {ppk}\n\n[ipsec.default.auth]")
+    with pytest.raises(ConfigurationError) as raised:
+        load_config(write(tmp_path, text))
+    assert message in str(raised.value)
+
+
+def test_half_open_limits(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, HUB))
+    assert half_open_limits(config.gateway) == HalfOpenLimits()
+    limits = "half_open = { total = 50, per_address = 7, cookie_threshold = 0, cookie_threshold_per_address = 3 }"
+    config = load_config(write(tmp_path, HUB.replace('name = "hub"', f'name = "hub"\n{limits}')))
+    assert half_open_limits(config.gateway) == HalfOpenLimits(50, 7, 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ("total = 10, cookie_threshold = 5", "per_address 100 is beyond total 10; write at most 10"),
+        ("total = 99", "per_address 100 is beyond total 99; write at most 99"),
+        ("total = 100, cookie_threshold = 101", "cookie_threshold 101 is beyond total 100; write at most 100"),
+        ("per_address = 5", "cookie_threshold_per_address 10 is beyond per_address 5; write at most 5"),
+        ("totl = 5", "gateway.half_open.totl: there is no such key; write total"),
+        ("total = 0", "gateway.half_open.total: "),
+    ],
+)
+def test_half_open_limits_that_are_refused(tmp_path: Path, limits: str, message: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        load_config(write(tmp_path, HUB.replace('name = "hub"', f'name = "hub"\nhalf_open = {{ {limits} }}')))
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("suite", "message"),
+    [
+        ("3des-sha1-modp1024", "3DES is broken and refused (RFC 8247, RFC 9395); write aes128gcm16-prfsha256-x25519"),
+        ("aes128-sha1-modp2048", "SHA-1 is broken and refused"),
+        ("aes128-sha256-modp1024", "MODP-1024 is broken and refused"),
+        ("aes128-md5-modp2048", "MD5 is broken and refused"),
+        ("aes128gcm16-prfsha256-x25519-ke1_mlkem512", "ML-KEM-512 is not in the cryptographic library; write mlkem768"),
+    ],
+)
+def test_broken_algorithms_are_refused_by_name(tmp_path: Path, suite: str, message: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        load_config(write(tmp_path, SPOKE.replace("aes128gcm16-prfsha256-x25519", suite)))
+    assert message in str(raised.value)
+    assert "ipsec.default.ike" in str(raised.value)
+
+
+def test_post_quantum_key_exchange_comes_first(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, HUB))
+    assert config.ipsec["default"].ike[0] == "aes256gcm16-prfsha384-x25519-ke1_mlkem768"
+    assert not any("ke1" in suite for suite in config.ipsec["default"].ike[1:])

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from dsvpn.addresses import Endpoint, Path
 from dsvpn.ike import events
 from dsvpn.ike.engine import IkeEngine
-from dsvpn.ike.identity import Identity
+from dsvpn.ike.identity import Identity, parse_remote_identity
 from dsvpn.ike.profile import IkeProfile, RetransmissionSchedule
 from dsvpn.ike.sealing import SealingKey, open_payloads
 from dsvpn.ike.status import IkeSaStatus
@@ -27,6 +27,8 @@ A = ip_address("192.0.2.1")
 B = ip_address("192.0.2.2")
 NAT_ADDRESS = ip_address("203.0.113.1")
 START = 1000.25
+#: The time of day of every end, seconds since 1970: 2026-06-15 12:00 UTC.
+WALL = 1781524800.0
 
 _E = TypeVar("_E")
 Payloads = Sequence[wire.Payload]
@@ -53,7 +55,7 @@ def make_profile(
         tuple(parse_esp_suite(text) for text in esp),
         psk,
         Identity.parse(local),
-        None if remote is None else Identity.parse(remote),
+        None if remote is None else parse_remote_identity(remote),
         **(defaults | options),
     )
 
@@ -81,6 +83,7 @@ class End:
             allocate_spi=self._allocate,
             release_spi=self._release,
             key_log=self.key_log.append,
+            wall_clock=lambda: WALL,
         )
         self.events: list[events.Event] = []
         self.established: dict[int, events.IkeSaEstablished] = {}

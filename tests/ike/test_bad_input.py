@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dsvpn.ike import events
+from dsvpn.ike.ppk import Ppk
 from dsvpn.wire import ikev2 as wire
 from dsvpn.wire.ikev2 import ExchangeType
 from tests.ike.harness import End, InFlight, Payloads, Wire, both_options, make_wire
@@ -73,10 +75,27 @@ def _bombard(net: Wire, flight: InFlight) -> None:
     assert not flight.receiver.of(events.IkeAuthenticationRefused)
 
 
-@pytest.mark.parametrize("step", range(10))
-def test_every_message_cut_and_flipped_at_every_octet(step: int) -> None:
-    """The datagrams of a handshake, both rekeys and a delete: step counts them."""
-    net = make_wire(*both_options(esp=("aes128gcm16-x25519",)), seed=step)
+CLASSIC = {"esp": ("aes128gcm16-x25519",)}
+HYBRID = {
+    "ike": ("aes256gcm16-prfsha384-x25519-ke1_mlkem768",),
+    "esp": ("aes128gcm16-x25519-ke1_ecp256",),
+    "ppks": (Ppk(b"a ppk", b"that both ends have"),),
+}
+CBC = {"ike": ("aes128-sha256-prfsha256-ecp256",)}
+
+
+#: Every datagram of each.
+STEPS = [
+    pytest.param(options, step, id=f"{name}-{step}")
+    for name, options, count in (("classic", CLASSIC, 10), ("hybrid", HYBRID, 20), ("cbc", CBC, 10))
+    for step in range(count)
+]
+
+
+@pytest.mark.parametrize(("options", "step"), STEPS)
+def test_every_message_cut_and_flipped_at_every_octet(options: dict[str, Any], step: int) -> None:
+    """The datagrams of a handshake, both rekeys and a delete: step counts them. Those of ML-KEM come in fragments."""
+    net = make_wire(*both_options(**options), seed=step)
     seen = 0
     for action in (connect, rekey_child, rekey_ike, delete):
         action(net)
@@ -255,3 +274,22 @@ def test_authenticated_nonsense_at_every_step(step: int, change: Callable[[Paylo
         # A peer may have believed in an SA that the other could not make: both are rid of it by now.
         for end in net.ends:
             assert len(end.engine._context.ike_sas) == len(end.established)
+
+
+def test_ikev1_gets_no_answer_and_is_named_once_a_minute() -> None:
+    net = make_wire()
+    header = bytes(range(8)) + bytes(8) + bytes((1, 0x10, 2, 0)) + bytes(4)
+    for length in (28, 100, 300):
+        data = header + length.to_bytes(4, "big") + bytes(length - 28)
+        for _ in range(50):
+            net.b.engine.receive_datagram(data, net.b.path_to(net.a), net.now)
+    net.b.drain()
+    assert not net.b.engine.datagrams_to_send(net.now)
+    (refused,) = net.b.of(events.IkeAuthenticationRefused)
+    assert refused.reason == "peer speaks IKEv1, which is obsolete; configure IKEv2 there"
+    assert net.b.engine.counters()["ikev1"] == 150
+    net.now += 61
+    net.b.engine.receive_datagram(header + (28).to_bytes(4, "big"), net.b.path_to(net.a), net.now)
+    net.b.drain()
+    assert len(net.b.of(events.IkeAuthenticationRefused)) == 2
+    assert not net.b.engine._context.ike_sas

@@ -8,7 +8,7 @@ import pytest
 from dsvpn.addresses import Address, Endpoint, Path
 from dsvpn.errors import HostError, MisuseError
 from dsvpn.ike import events, selectors
-from dsvpn.ike.half_open import MAX_HALF_OPEN
+from dsvpn.ike.half_open import HalfOpenLimits
 from dsvpn.ike.init import GRACE
 from dsvpn.ike.suites import CIPHERS, GROUPS, PRFS
 from dsvpn.wire import ikev2 as wire
@@ -88,6 +88,32 @@ def test_another_group_is_asked_for() -> None:
     assert len(net.record) == 6
     assert net.a.snapshot(net.now)[0].suite == "aes128gcm16-prfsha256-ecp384"
     net.check_agreement()
+
+
+@pytest.mark.parametrize("wanted", GROUPS)
+def test_every_group_can_be_asked_for(wanted: str) -> None:
+    """INVALID_KE_PAYLOAD in IKE_SA_INIT, in the rekey of a CHILD_SA and in that of the IKE SA."""
+    first = "x25519" if wanted != "x25519" else "ecp256"
+    both = tuple(f"aes128gcm16-prfsha256-{group}" for group in (first, wanted))
+    esp = tuple(f"aes128gcm16-{group}" for group in (first, wanted))
+    net = make_wire(make_profile("a", ike=both, esp=esp), make_profile("b", ike=both[1:], esp=esp[1:]))
+    net.connect()
+    # What is current is also what a rekey begins with: let it begin with the other.
+    net.a.engine.rekey_child(net.a.handle, net.a.child.inbound_spi, net.now)
+    net.settle()
+    (sa,) = net.a.engine._context.ike_sas.values()
+    assert sa.suite is not None
+    sa.suite = replace(sa.suite, group=GROUPS[first])
+    net.a.engine.rekey_ike(net.a.handle, net.now)
+    net.settle()
+    net.sleep(100)
+    net.check_agreement()
+    for end in net.ends:
+        (status,) = end.snapshot(net.now)
+        assert status.suite == both[1]
+        assert [child.suite for child in status.children] == [esp[1]]
+    invalid = [flight for flight in net.record if len(flight.data) < 90 and flight.sender is net.b]
+    assert len(invalid) >= 3
 
 
 def test_a_group_that_was_not_offered_is_no_reason_to_change() -> None:
@@ -268,14 +294,15 @@ def test_half_open_sas_are_bounded_in_number_and_time() -> None:
     net.collect()
     first = net.lose("a")
     message = wire.Message.decode(first.data)
-    for number in range(MAX_HALF_OPEN + 50):
+    bound = HalfOpenLimits().cookie_threshold_per_address
+    for number in range(bound + 50):
         header = replace(message.header, initiator_spi=(number + 1).to_bytes(8, "big"))
         net.b.engine.receive_datagram(wire.Message(header, message.payloads).encode(), first.path, net.now)
         net.b.engine.datagrams_to_send(net.now)
     context = net.b.engine._context
-    assert len(context.ike_sas) == len(context.half_open) == MAX_HALF_OPEN
+    assert len(context.ike_sas) == len(context.half_open) == bound
     assert not net.b.snapshot(net.now)
-    # The honest peer gets in although the table is full.
+    # The honest peer gets in although its address has had its share: it brings a cookie.
     net.hand(first)
     net.settle()
     assert net.a.established

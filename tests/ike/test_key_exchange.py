@@ -1,14 +1,27 @@
 from __future__ import annotations
 
+import hashlib
 from random import Random
 
 import pytest
 
 from dsvpn.errors import PeerError
-from dsvpn.ike.key_exchange import MODP_2048, EcpKeyExchange, ModpKeyExchange, X25519KeyExchange, make_key_exchange
-from dsvpn.ike.suites import GROUPS
+from dsvpn.ike.key_exchange import (
+    MODP_2048,
+    MODP_3072,
+    MODP_4096,
+    EcpKeyExchange,
+    MlKemKeyExchange,
+    ModpKeyExchange,
+    X448KeyExchange,
+    X25519KeyExchange,
+    answer_key_exchange,
+    make_key_exchange,
+)
+from dsvpn.ike.suites import GROUPS, KEMS
+from tests.ike import ml_kem
 
-#: (private, public, peer's private, peer's public, secret): RFC 5903 sections 8.1 and 8.2.
+#: (private, public, peer's private, peer's public, secret): RFC 5903 sections 8.1 to 8.3.
 ECP = {
     "ecp256": (
         "C88F01F510D9AC3F70A292DAA2316DE544E9AAB8AFE84049C62A9C57862D1433",
@@ -28,6 +41,22 @@ ECP = {
         "DCFBEC7AACF3196472169E838430367F66EEBE3C6E70C416DD5F0C68759DD1FFF83FA40142209DFF5EAAD96DB9E6386C",
         "11187331C279962D93D604243FD592CB9D0A926F422E47187521287E7156C5C4D603135569B9E9D09CF5D4A270F59746",
     ),
+    "ecp521": (
+        "0037ADE9319A89F4DABDB3EF411AACCCA5123C61ACAB57B5393DCE47608172A0"
+        "95AA85A30FE1C2952C6771D937BA9777F5957B2639BAB072462F68C27A57382D4A52",
+        "0015417E84DBF28C0AD3C278713349DC7DF153C897A1891BD98BAB4357C9ECBEE1E3BF42E00B8E380AEAE57C2D107564941885942AF5"
+        "A7F4601723C4195D176CED3E"
+        "017CAE20B6641D2EEB695786D8C946146239D099E18E1D5A514C739D7CB4A10AD8A788015AC405D7799DC75E7B7D5B6CF2261A6A7F15"
+        "07438BF01BEB6CA3926F9582",
+        "0145BA99A847AF43793FDD0E872E7CDFA16BE30FDC780F97BCCC3F078380201E"
+        "9C677D600B343757A3BDBF2A3163E4C2F869CCA7458AA4A4EFFC311F5CB151685EB9",
+        "00D0B3975AC4B799F5BEA16D5E13E9AF971D5E9B984C9F39728B5E5739735A219B97C356436ADC6E95BB0352F6BE64A6C2912D4EF2D0"
+        "433CED2B6171640012D9460F"
+        "015C68226383956E3BD066E797B623C27CE0EAC2F551A10C2C724D9852077B87220B6536C5C408A1D2AEBB8E86D678AE49CB57091F47"
+        "32296579AB44FCD17F0FC56A",
+        "01144C7D79AE6956BC8EDB8E7C787C4521CB086FA64407F97894E5E6B2D79B04"
+        "D1427E73CA4BAA240A34786859810C06B3C715A3A8CC3151F2BEE417996D19F3DDEA",
+    ),
 }
 
 
@@ -38,6 +67,34 @@ def test_x25519_rfc7748_section_6_1() -> None:
     assert alice.public.hex() == "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"
     assert bob.public.hex() == "de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f"
     secret = "4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742"
+    assert alice.shared_secret(bob.public).hex() == secret
+    assert bob.shared_secret(alice.public).hex() == secret
+
+
+def test_x448_rfc7748_section_6_2() -> None:
+    group = GROUPS["x448"]
+    alice = X448KeyExchange(
+        group,
+        bytes.fromhex(
+            "9a8f4925d1519f5775cf46b04b5800d4ee9ee8bae8bc5565d498c28dd9c9baf574a9419744897391006382a6f127ab1d9ac2d8c0a598726b"
+        ),
+    )
+    bob = X448KeyExchange(
+        group,
+        bytes.fromhex(
+            "1c306a7ac2a0e2e0990b294470cba339e6453772b075811d8fad0d1d6927c120bb5ee8972b0d3e21374c9c921b09d1b0366f10b65173992d"
+        ),
+    )
+    assert alice.public.hex() == (
+        "9b08f7cc31b7e3e67d22d5aea121074a273bd2b83de09c63faa73d2c22c5d9bbc836647241d953d40c5b12da88120d53177f80e532c41fa0"
+    )
+    assert bob.public.hex() == (
+        "3eb7a829b0cd20f5bcfc0b599b6feccf6da4627107bdb0d4f345b43027d8b972fc3e34fb4232a13ca706dcb57aec3dae07bdc1c67bf33609"
+    )
+    secret = (
+        "07fff4181ac6cc95ec1c16a94a0f74d12da232ce40a77552281d282b"
+        "b60c0b56fd2464c335543936521c24403085d59a449a5037514a879d"
+    )
     assert alice.shared_secret(bob.public).hex() == secret
     assert bob.shared_secret(alice.public).hex() == secret
 
@@ -75,6 +132,14 @@ def test_modp2048_is_the_prime_of_rfc3526_section_3() -> None:
     assert 2**2048 - 2**1984 - 1 + 2**64 * (_floor_pi_times_2_to_the(1918) + 124476) == MODP_2048
 
 
+def test_modp3072_is_the_prime_of_rfc3526_section_4() -> None:
+    assert 2**3072 - 2**3008 - 1 + 2**64 * (_floor_pi_times_2_to_the(2942) + 1690314) == MODP_3072
+
+
+def test_modp4096_is_the_prime_of_rfc3526_section_5() -> None:
+    assert 2**4096 - 2**4032 - 1 + 2**64 * (_floor_pi_times_2_to_the(3966) + 240904) == MODP_4096
+
+
 def test_modp_secret_keeps_leading_zeros() -> None:
     """RFC 7296 section 2.14: the secret is as long as the modulus."""
     ours = ModpKeyExchange(GROUPS["modp2048"], 1)
@@ -104,6 +169,14 @@ def test_public_values_of_wrong_length(name: str) -> None:
     ("name", "public"),
     [
         ("x25519", bytes(32)),
+        ("x448", bytes(56)),
+        ("x448", b"\x01" + bytes(55)),
+        ("ecp521", bytes(132)),
+        ("ecp521", b"\xff" * 132),
+        ("modp3072", bytes(384)),
+        ("modp3072", (MODP_3072 - 1).to_bytes(384, "big")),
+        ("modp4096", bytes(511) + b"\x01"),
+        ("modp4096", b"\xff" * 512),
         ("x25519", b"\x01" + bytes(31)),
         ("ecp256", bytes(64)),
         ("ecp256", bytes(63) + b"\x01"),
@@ -119,3 +192,59 @@ def test_public_values_outside_the_group(name: str, public: bytes) -> None:
     exchange = make_key_exchange(GROUPS[name], Random(1).randbytes)
     with pytest.raises(PeerError, match=name):
         exchange.shared_secret(public)
+
+
+# -- ML-KEM --------------------------------------------------------------------------------------------------------
+
+
+def test_ml_kem_768_accumulated_vectors() -> None:
+    """Community Cryptography Test Vectors: keys, ciphertexts, secrets and implicit rejections of 100 ML-KEM-768 runs
+    whose seeds come of SHAKE128, in one hash. Encapsulation, which takes no seed here, is the reference's."""
+    source = ml_kem.Shake128()
+    digest = hashlib.shake_128()
+    group = KEMS["mlkem768"]
+    for _ in range(100):
+        ours = MlKemKeyExchange(group, source.read(64))
+        digest.update(ours.public)
+        ciphertext, secret = ml_kem.encapsulate(3, ours.public, source.read(32))
+        assert ours.shared_secret(ciphertext) == secret
+        digest.update(ciphertext + secret)
+        digest.update(ours.shared_secret(source.read(1088)))
+    assert digest.hexdigest(32) == "1114b1b6699ed191734fa339376afa7e285c9e6acf6ff0177d346696ce564415"
+
+
+@pytest.mark.parametrize(("name", "rank"), [("mlkem768", 3), ("mlkem1024", 4)])
+def test_ml_kem_against_an_independent_computation(name: str, rank: int) -> None:
+    group = KEMS[name]
+    for seed in range(5):
+        randbytes = Random(seed).randbytes
+        ours = make_key_exchange(group, randbytes)
+        assert len(ours.public) == group.public_length
+        # Our decapsulation of a ciphertext that the reference made.
+        ciphertext, secret = ml_kem.encapsulate(rank, ours.public, randbytes(32))
+        assert len(ciphertext) == group.response_length
+        assert ours.shared_secret(ciphertext) == secret
+        # Both halves of the library, as the two ends have them.
+        ciphertext, secret = answer_key_exchange(group, ours.public, randbytes)
+        assert ours.shared_secret(ciphertext) == secret
+        # Implicit rejection: another secret, and always the same.
+        altered = bytes((ciphertext[0] ^ 1,)) + ciphertext[1:]
+        assert ours.shared_secret(altered) == ours.shared_secret(altered) != secret
+        again = make_key_exchange(group, Random(seed).randbytes)
+        assert again.public == ours.public
+
+
+@pytest.mark.parametrize("name", KEMS)
+def test_ml_kem_refuses_what_is_no_key_or_ciphertext(name: str) -> None:
+    group = KEMS[name]
+    assert group.response_length is not None
+    exchange = make_key_exchange(group, Random(1).randbytes)
+    for length in (0, 1, group.response_length - 1, group.response_length + 1):
+        with pytest.raises(PeerError, match="octets"):
+            exchange.shared_secret(bytes(length))
+    for length in (0, 1, group.public_length - 1, group.public_length + 1):
+        with pytest.raises(PeerError, match="octets"):
+            answer_key_exchange(group, bytes(length), Random(2).randbytes)
+    # A coefficient that is not below the modulus (FIPS 203 section 7.2).
+    with pytest.raises(PeerError, match="malformed"):
+        answer_key_exchange(group, b"\xff" * 3 + exchange.public[3:], Random(2).randbytes)

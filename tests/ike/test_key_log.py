@@ -47,7 +47,13 @@ def dissect(directory: Path, net: Wire) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     "suite",
-    ["aes128gcm16-prfsha256-x25519", "aes256gcm16-prfsha384-ecp384", "aes256gcm16-prfsha512-modp2048"],
+    [
+        "aes128gcm16-prfsha256-x25519",
+        "aes256gcm16-prfsha384-ecp384",
+        "aes256gcm16-prfsha512-modp2048",
+        "aes128-sha256-prfsha256-x25519",
+        "aes256-sha512-prfsha512-ecp521",
+    ],
 )
 @pytest.mark.parametrize("nat", [False, True], ids=["500", "4500"])
 def test_tshark_decrypts_with_the_key_log(tmp_path: Path, suite: str, nat: bool) -> None:
@@ -83,3 +89,24 @@ def test_chacha20poly1305_is_a_comment(tmp_path: Path) -> None:
     assert [line.startswith("# ") for line in net.a.key_log] == [True]
     packets = dissect(tmp_path, net)
     assert "isakmp.enc.decrypted" not in json.dumps(packets)
+
+
+def test_tshark_reads_what_follows_ike_intermediate(tmp_path: Path) -> None:
+    """Each additional key exchange makes new keys for the same SPIs; Wireshark knows the last of the table, which are
+    those of IKE_AUTH and all that follows."""
+    options = {"ike": ("aes256gcm16-prfsha384-x25519-ke1_mlkem768",), "fragment_size": 4000}
+    net = make_wire(*both_options(**options))
+    net.connect()
+    net.a.engine.check_liveness(net.a.handle, net.now)
+    net.settle()
+    assert net.a.key_log == net.b.key_log
+    assert len(net.a.key_log) == 2
+    packets = dissect(tmp_path, net)
+    assert len(packets) == 8
+    for number, packet in enumerate(packets):
+        text = json.dumps(packet["isakmp"])
+        if number in (2, 3):
+            assert '"isakmp.exchangetype": "43"' in text
+        if number >= 4:
+            assert "isakmp.enc.decrypted" in text, number
+            assert "incorrect" not in text, number

@@ -6,7 +6,16 @@ from hypothesis import strategies as st
 
 from dsvpn.errors import MisuseError
 from dsvpn.ike.identity import Identity, IdentityType
-from dsvpn.ike.suites import CIPHERS, GROUPS, PRFS, parse_esp_suite, parse_ike_suite
+from dsvpn.ike.suites import (
+    CBC_CIPHERS,
+    CIPHERS,
+    GROUPS,
+    INTEGRITIES,
+    KEMS,
+    PRFS,
+    parse_esp_suite,
+    parse_ike_suite,
+)
 
 
 def test_every_ike_suite_has_a_name_that_parses() -> None:
@@ -25,6 +34,29 @@ def test_every_esp_suite_has_a_name_that_parses() -> None:
             suite = parse_esp_suite(f"{cipher}-{group}")
             assert suite.group is GROUPS[group]
             assert parse_esp_suite(suite.name) == suite
+            for kem in KEMS:
+                suite = parse_esp_suite(f"{cipher}-{group}-ke1_{kem}")
+                assert suite.additional == ((1, KEMS[kem]),)
+                assert parse_esp_suite(suite.name) == suite
+
+
+def test_additional_key_exchanges_have_names() -> None:
+    suite = parse_ike_suite("aes256gcm16-prfsha384-x25519-ke1_mlkem768-ke3_ecp384-ke7_mlkem1024")
+    assert [(number, group.name) for number, group in suite.additional] == [
+        (1, "mlkem768"),
+        (3, "ecp384"),
+        (7, "mlkem1024"),
+    ]
+    assert parse_ike_suite(suite.name) == suite
+
+
+def test_cbc_suites_name_their_integrity_and_may_leave_out_the_prf() -> None:
+    for cipher in CBC_CIPHERS:
+        for integrity in INTEGRITIES:
+            suite = parse_ike_suite(f"{cipher}-{integrity}-modp2048")
+            assert suite.name == f"{cipher}-{integrity}-prf{integrity}-modp2048"
+            assert parse_ike_suite(suite.name) == suite
+            assert suite.integrity is INTEGRITIES[integrity]
 
 
 @pytest.mark.parametrize(
@@ -35,7 +67,23 @@ def test_every_esp_suite_has_a_name_that_parses() -> None:
         ("aes128gcm16-prfsha256-x25519-more", "4 parts"),
         ("aes128gcm8-prfsha256-x25519", "known are aes128gcm16, aes256gcm16, chacha20poly1305"),
         ("aes128gcm16-prfsha224-x25519", "known are prfsha256, prfsha384, prfsha512"),
-        ("aes128gcm16-prfsha256-x448", "known are x25519, ecp256, ecp384, modp2048"),
+        ("aes128gcm16-prfsha256-x25518", "known are x25519, x448, ecp256, ecp384, ecp521, modp2048, modp3072"),
+        ("aes128gcm16-prfsha256-x25519-ke1_mlkem768-ke1_mlkem1024", "out of order"),
+        ("aes128gcm16-prfsha256-x25519-ke2_mlkem768-ke1_mlkem1024", "out of order"),
+        ("aes128gcm16-prfsha256-x25519-ke1_x25519", "twice; write each once"),
+        ("aes128gcm16-prfsha256-x25519-ke1_mlkem768-ke2_mlkem768", "twice; write each once"),
+        ("aes128gcm16-prfsha256-x25519-ke0_mlkem768", "none of ke1 to ke7; write ke1_mlkem768"),
+        ("aes128gcm16-prfsha256-x25519-ke8_mlkem768", "none of ke1 to ke7"),
+        ("aes128gcm16-prfsha256-x25519-ke1_kyber768", "known are x25519"),
+        ("aes128gcm16-prfsha256-x25519-ke1_mlkem512", "write mlkem768"),
+        ("aes128gcm16-prfsha256-x25519-ke1_modp1024", "MODP-1024 is broken and refused"),
+        ("aes128gcm16-prfsha256-mlkem768", "write x25519-ke1_mlkem768"),
+        ("aes128-prfsha256-modp2048", "needs an integrity algorithm; write aes128-sha256-prfsha256-ecp256"),
+        ("aes128", "needs an integrity algorithm; write"),
+        ("aes128-sha1-modp2048", "SHA-1 is broken and refused"),
+        ("aes256-md5-modp2048", "MD5 is broken and refused"),
+        ("aes128ctr-sha256-modp2048", "AES-CTR is not spoken here; write aes128gcm16"),
+        ("aes128gcm16-prfsha256-modp1536", "MODP-1536 is broken and refused"),
         ("3des-prfsha256-x25519", "3DES is broken and refused"),
         ("des-md5-modp1024", "DES is broken and refused"),
         ("aes128gcm16-prfmd5-x25519", "MD5 is broken and refused"),
@@ -57,7 +105,12 @@ def test_ike_suites_that_are_refused(text: str, says: str) -> None:
         ("aes128gcm16-x25519-esn", "3 parts"),
         ("null", "NULL encryption is broken"),
         ("aes128gcm16-modp1536", "MODP-1536 is broken"),
-        ("aes128", "known are"),
+        ("aes128gcm", "known are"),
+        ("aes128", "AES-CBC is for IKE alone, the data plane has AEADs; write aes128gcm16"),
+        ("aes256-sha256-modp2048", "write aes256gcm16"),
+        ("aes128ctr", "write aes128gcm16"),
+        ("aes128gcm16-ke1_mlkem768", "without a first; write aes128gcm16-x25519-ke1_mlkem768"),
+        ("aes128gcm16-x25519-ke1_mlkem768-ke1_ecp256", "out of order"),
         ("aes128gcm16-prfsha256", "no known key exchange"),
     ],
 )

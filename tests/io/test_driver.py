@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,8 +94,11 @@ class Running:
 
 
 @contextmanager
-def running(directory: Path, driver: str) -> Iterator[Running]:
-    """A gateway that is up, in a namespace with an underlay `eth0` (192.0.2.11/24) that nobody answers on."""
+def running(directory: Path, driver: str, extra: Mapping[str, str] | None = None) -> Iterator[Running]:
+    """A gateway that is up, in a namespace with an underlay `eth0` (192.0.2.11/24) that nobody answers on.
+
+    `extra`: environment of its process.
+    """
     with new_namespace():
         ip("link add eth0 type veth peer name far")
         ip("link set far up")
@@ -104,7 +107,9 @@ def running(directory: Path, driver: str) -> Iterator[Running]:
         file = directory / "spoke1.toml"
         file.write_text(CONFIGURATION.format(directory=directory, driver=driver))
         with (directory / "log").open("w") as log:
-            process = subprocess.Popen(command("up", file), env=environment(), stderr=log, text=True)
+            process = subprocess.Popen(
+                command("up", file), env={**environment(), **(extra or {})}, stderr=log, text=True
+            )
         gateway = Running(process, directory)
         try:
             gateway.wait(lambda: bool(gateway.show("summary")), "answer on the control socket")
@@ -158,7 +163,8 @@ def test_show_prints_every_section_as_tables_and_as_json(gateway: Running) -> No
         printed, asked = json.loads(as_json.stdout), gateway.show(section)
         assert list(printed) == list(asked) if section != "sa" else isinstance(printed, list)
     counters = gateway.show("counters")
-    assert {"dataplane", "control", "nhrp"} <= counters.keys()
+    assert {"dataplane", "kernel", "control", "nhrp"} <= counters.keys()
+    assert counters["kernel"].keys() == {"drop_socket_queue", "drop_tun_queue", "drop_tun_backlog"}
     assert counters["control"]["control_commands_failed"] == 0
 
 
