@@ -30,6 +30,9 @@ pub(crate) fn ask<T: ?Sized>(prefetch: Prefetch, value: &T) {
     prefetch(std::ptr::from_ref(value).cast(), size_of_val(value));
 }
 
+/// Octets up to which a kernel takes a packet as a short one.
+const SHORT: usize = 192;
+
 /// Addresses at which a key lies, to be asked for without reading where it is: that would be waited for.
 ///
 /// They are numbers, not references: whoever holds one asks for memory that may be gone, which harms nothing.
@@ -76,7 +79,10 @@ impl KeyPlace {
             let first = POWERS.saturating_sub(packet / 16 + 4);
             let octets = (POWERS + 1 - first) * 16;
             ask_at(prefetch, self.powers + first * 16, octets);
-            ask_at(prefetch, self.middles + first * 16, octets);
+            // Short packets are authenticated without them.
+            if packet > SHORT {
+                ask_at(prefetch, self.middles + first * 16, octets);
+            }
         }
     }
 }
@@ -95,7 +101,7 @@ pub(crate) struct Ahead<Entry, const STEPS: usize, const RING: usize> {
 impl<Entry: Copy + Default, const STEPS: usize, const RING: usize> Ahead<Entry, STEPS, RING> {
     /// `None` for so few packets that there is nothing to be ahead of.
     pub(crate) fn new(packets: usize) -> Option<Self> {
-        const { assert!(RING == (STEPS + 1) * DISTANCE, "every packet under way has a place") }
+        const { assert!(RING >= (STEPS + 1) * DISTANCE, "every packet under way has a place") }
         (packets > DISTANCE).then(|| Self { ring: [Entry::default(); RING] })
     }
 
@@ -108,13 +114,18 @@ impl<Entry: Copy + Default, const STEPS: usize, const RING: usize> Ahead<Entry, 
         count: usize,
         mut step: impl FnMut(usize, usize, &mut Entry, Option<&Entry>),
     ) -> Entry {
+        let mut go = |number, at: usize| {
+            let before = if at == 0 { None } else { Some(self.ring[(at - 1) % RING]) };
+            step(number, at, &mut self.ring[at % RING], before.as_ref());
+        };
         for number in 0..STEPS {
-            let end = index + (STEPS - number) * DISTANCE;
-            // The first turn has the steps of all that are ahead of it to make good.
-            let start = if index == 0 { 0 } else { end };
-            for at in start..count.min(end + 1) {
-                let before = at.checked_sub(1).map(|before| self.ring[before % RING]);
-                step(number, at, &mut self.ring[at % RING], before.as_ref());
+            let at = index + (STEPS - number) * DISTANCE;
+            if index == 0 {
+                // Those that are ahead of the first turn have no other one for it.
+                (0..count.min(at)).for_each(|at| go(number, at));
+            }
+            if at < count {
+                go(number, at);
             }
         }
         self.ring[index % RING]

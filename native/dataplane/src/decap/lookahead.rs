@@ -10,7 +10,7 @@ use crate::vector::{Datagram, DatagramKind};
 /// Steps before a datagram's turn.
 const STEPS: usize = 5;
 /// Datagrams that are under way or have their turn.
-const RING: usize = (STEPS + 1) * DISTANCE;
+const RING: usize = ((STEPS + 1) * DISTANCE).next_power_of_two();
 
 /// Looks at datagrams before their turn, one step of the way from SPI to key and adjacency at a time, so that memory is
 /// waited for by many datagrams together and while others are forwarded.

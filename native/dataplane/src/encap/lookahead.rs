@@ -88,7 +88,7 @@ impl<'t, 'p> Lookahead<'t, 'p> {
 /// Steps before a packet's turn.
 const STEPS: usize = 5;
 /// Packets that are under way or have their turn.
-const RING: usize = (STEPS + 1) * DISTANCE;
+const RING: usize = ((STEPS + 1) * DISTANCE).next_power_of_two();
 
 #[derive(Clone, Copy, Default)]
 struct Entry<'t> {

@@ -16,7 +16,7 @@ use dsvpn_dataplane::ICV_LENGTH;
 use dsvpn_dataplane::kernel::{GcmKey, Iv, MAX_TEXT, POWERS, Salt};
 
 use super::aes::round;
-use super::ghash::{Powers, Products, multiply, powers_apart, reverse_block, reverse_pair};
+use super::ghash::{PowerPair, Powers, Products, multiply, reverse_block, reverse_pair};
 use super::memory::{load_block, load_pair, store_block, store_pair};
 
 /// Pairs of blocks from which on a message is long.
@@ -316,7 +316,7 @@ fn short<const KEYS: usize, const OPEN: bool, const VECTORS: usize>(
     let last_key = round_key_256(key, KEYS - 1);
     let mut products = Products::zero();
     let ends = _mm256_set_m128i(aad.lengths(text), aad.block());
-    products.add(ends, powers_apart(key, blocks + 2, 1));
+    products.add(ends, PowerPair::apart(key, blocks + 2, 1));
     let Some((body, tail)) = octets.split_at_mut_checked(PAIR * (VECTORS - 1)) else {
         unreachable!("the caller counted the blocks");
     };
@@ -326,12 +326,12 @@ fn short<const KEYS: usize, const OPEN: bool, const VECTORS: usize>(
         } else {
             last_round::<OPEN>(states[index], last_key, place)
         };
-        products.add(pair, Powers::<2>::down_from(key, blocks + 1 - 2 * index).pair(0));
+        products.add(pair, PowerPair::down_from(key, blocks + 1 - 2 * index));
     }
     let last = states[VECTORS - 1];
     if blocks % 2 == 1 {
         let block = last_round_of_block::<OPEN>(last, last_key, tail, text - PAIR * (VECTORS - 1));
-        products.add(_mm256_zextsi128_si256(block), Powers::<2>::down_from(key, 2).pair(0));
+        products.add(_mm256_zextsi128_si256(block), PowerPair::down_from(key, 2));
     }
     let mask = _mm256_extracti128_si256::<1>(_mm256_aesenclast_epi128(last, last_key));
     finish::<OPEN>(_mm_xor_si128(reverse_block(products.reduce()), mask), icv, octets)

@@ -83,14 +83,30 @@ impl<'k, const N: usize> Powers<'k, N> {
     }
 }
 
-/// Powers of H that do not follow each other.
-#[target_feature(enable = "avx2")]
-#[inline]
-pub(super) fn powers_apart(key: &GcmKey, low: usize, high: usize) -> PowerPair {
-    let (low, high) = (POWERS - low, POWERS - high);
-    PowerPair {
-        power: load_two(&key.powers[low], &key.powers[high]),
-        middle: load_two(&key.middles[low], &key.middles[high]),
+impl PowerPair {
+    /// With the sums computed: for a short message, two instructions cost less than the memory that the sums lie in
+    /// where keys do not stay in the caches.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn of(power: __m256i) -> Self {
+        Self { power, middle: _mm256_xor_si256(power, _mm256_shuffle_epi32::<SWAP>(power)) }
+    }
+
+    /// H^exponent and the next lower one.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    pub(super) fn down_from(key: &GcmKey, exponent: usize) -> Self {
+        match key.powers[POWERS - exponent..].first_chunk::<2>() {
+            Some(powers) => Self::of(load_neighbours(powers)),
+            None => unreachable!("a key holds the powers from H^{POWERS} to H^0"),
+        }
+    }
+
+    /// Powers that do not follow each other.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    pub(super) fn apart(key: &GcmKey, low: usize, high: usize) -> Self {
+        Self::of(load_two(&key.powers[POWERS - low], &key.powers[POWERS - high]))
     }
 }
 
