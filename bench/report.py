@@ -178,6 +178,7 @@ def _netns(result: Result) -> list[str]:
 _COMPARISONS = (
     ("dsvpn", "plain", "the tunnel against no tunnel"),
     ("dsvpn-uvloop", "dsvpn", "driven by the event loop against native workers"),
+    ("dsvpn-2threads", "dsvpn", "two worker threads against as many as serve the machine"),
     ("dsvpn", "dataplane", "with the control plane against the data plane alone"),
     ("dataplane", "dataplane-null", "AES-128-GCM against the null cipher"),
     ("dsvpn-chacha20", "dsvpn", "ChaCha20-Poly1305 against AES-128-GCM"),

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.environment import ROOT
+from bench import null_native
+from bench.environment import ROOT, python
 from bench.netns.bed import LEFT_HOST, RIGHT_HOST, Bed
 from bench.netns.traffic import Ends, iperf_tcp, udp_at
 from bench.netns.updates import Remote
@@ -28,8 +29,8 @@ from dsvpn.lab.topology import Namespace
 
 #: A record of `allocations.c`.
 SLOT = np.dtype([("thread", "i8"), ("allocations", "u8"), ("octets", "u8")])
-#: Threads that carry packets, by the name that the kernel has for them.
-_WORKERS = ("dsvpn-encap", "dsvpn-decap")
+#: What the names of threads that carry packets begin with.
+_WORKERS = "dsvpn-"
 _UDP_RATE = 20_000.0
 
 
@@ -46,7 +47,11 @@ def build(directory: Path) -> Path:
 
 
 class Counted(StaticDataplane):
-    """A static data plane under the eyes of the counter."""
+    """A static data plane under the eyes of the counter.
+
+    It runs the benchmarks' own module, which takes the system's allocator: nothing can get between the installed one
+    and the allocator that is built into it.
+    """
 
     def __init__(self) -> None:
         super().__init__(suite="aes128gcm16")
@@ -54,13 +59,16 @@ class Counted(StaticDataplane):
 
     def install(self) -> None:
         """Compile the counter besides."""
-        super().install()
+        null_native.build()
         self.library = build(ROOT / "build" / "bench")
 
     def _spawn(self, bed: Bed, namespace: Namespace, argv: Sequence[str], side: str) -> subprocess.Popen[bytes]:
         # Behind `env`, which the command begins with.
         settings = [f"LD_PRELOAD={self.library}", f"COUNT_ALLOCATIONS={self.counts(bed, side)}"]
         return super()._spawn(bed, namespace, [argv[0], *settings, *argv[1:]], side)
+
+    def _python(self) -> list[str]:
+        return python(null_native.DIRECTORY)
 
     @staticmethod
     def counts(bed: Bed, side: str) -> Path:
@@ -73,10 +81,10 @@ def read(file: Path, pid: int) -> dict[str, tuple[int, int]]:
     slots = np.fromfile(file, dtype=SLOT)
     if slots["thread"][-1] != 0:
         raise HostError(f"{file.name}: more threads than records")
-    found = dict.fromkeys(_WORKERS, (0, 0))
     names = {int(task.name): (task / "comm").read_text().strip() for task in Path(f"/proc/{pid}/task").iterdir()}
-    if missing := set(_WORKERS) - set(names.values()):
-        raise HostError(f"the gateway has no thread {', '.join(sorted(missing))}")
+    found = {name: (0, 0) for name in names.values() if name.startswith(_WORKERS)}
+    if not found:
+        raise HostError("the gateway has no worker threads")
     for slot in slots:
         if (name := names.get(int(slot["thread"]))) in found:
             found[str(name)] = (int(slot["allocations"]), int(slot["octets"]))
@@ -125,7 +133,7 @@ def measure(run: Run, *, seconds: int, say: Callable[[str], None]) -> dict[str, 
         after, packets_after = state()
     rows: list[dict[str, Any]] = []
     for index, side in enumerate(sides):
-        for name in _WORKERS:
+        for name in sorted(after[index]):
             (count, octets), (then, octets_then) = after[index][name], before[index][name]
             rows.append({"side": side, "thread": name, "allocations": count - then, "octets": octets - octets_then,
                          "while_warming": then})  # fmt: skip

@@ -18,19 +18,30 @@ class Dsvpn(Peer):
 
     device = "dsvpn0"
 
-    def __init__(self, *, driver: str = "workers", encapsulation: str = "udp", suite: str = "aes128gcm16") -> None:
+    def __init__(
+        self,
+        *,
+        driver: str = "workers",
+        encapsulation: str = "udp",
+        suite: str = "aes128gcm16",
+        threads: int | None = None,
+    ) -> None:
         variant = [
             part
             for part, usual in ((suite, "aes128gcm16"), (encapsulation, "udp"), (driver, "workers"))
             if part != usual
         ]
+        if threads is not None:
+            variant.append(f"{threads}threads")
+            driver += f" with {threads} threads"
         super().__init__(
             "-".join(["dsvpn", *(part.removesuffix("poly1305") for part in variant)]),
             f"dsvpn {_CIPHERS[suite]}, {'ESP in UDP' if encapsulation == 'udp' else 'raw ESP'}, {driver}",
             cipher=_CIPHERS[suite],
             notes=["transport mode with GRE, a hub and a spoke brought up by IKEv2 and NHRP"],
         )
-        self._driver = driver
+        self._driver = driver.partition(" ")[0]
+        self._threads = "" if threads is None else f"worker_threads = {threads}\n"
         self._encapsulation = encapsulation
         self._suite = suite
 
@@ -64,7 +75,7 @@ class Dsvpn(Peer):
 name = "{side}"
 control_socket = "{socket}"
 driver = "{self._driver}"
-
+{self._threads}
 [tunnel.{self.device}]
 address = ["{address}/{TUNNEL.prefixlen}"]
 source = "eth0"

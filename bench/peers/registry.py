@@ -20,6 +20,7 @@ PEERS: tuple[Callable[[], Peer], ...] = (
     lambda: Dsvpn(suite="chacha20poly1305"),
     lambda: Dsvpn(encapsulation="esp"),
     lambda: Dsvpn(driver="uvloop"),
+    lambda: Dsvpn(threads=2),
     lambda: StaticDataplane(suite="aes128gcm16"),
     lambda: StaticDataplane(suite="null"),
     lambda: WireguardGo(packaged=False),

@@ -69,6 +69,8 @@ class GatewayConfig(_Section):
     """Unix socket that `dsvpn show` talks to. Default: /run/dsvpn/NAME.sock."""
     driver: Literal["auto", "uvloop", "workers"] = "auto"
     """Who drains the descriptors: the event loop, or native threads."""
+    worker_threads: Literal["auto", 1, 2] = "auto"
+    """One native thread for both directions, or one for each."""
     key_log: Path | None = None
     """Directory for Wireshark's key tables. Whoever reads it can decrypt everything: for debugging only."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

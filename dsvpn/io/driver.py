@@ -196,7 +196,8 @@ class Driver:
             self._netlink.fileno(): self._on_netlink,
         }
         if self._uses_workers:
-            self._dataplane.start_workers()
+            threads = self._config.gateway.worker_threads
+            self._dataplane.start_workers(None if threads == "auto" else threads)
             undo.callback(self._dataplane.stop_workers)
         else:
             for descriptor, _ in self._dataplane.descriptors():
@@ -406,6 +407,7 @@ class Driver:
                 "pid": os.getpid(),
                 "uptime": round(time.monotonic() - self._started, 1),
                 "driver": "workers" if self._uses_workers else "uvloop",
+                "worker_threads": self._dataplane.worker_threads,
                 "aead": self._dataplane.aead_backend,
                 "build": dsvpn_native.BUILD_PROFILE,
                 "offloads": self._dataplane.offloads(),

@@ -72,6 +72,11 @@ def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) ->
     return table
 
 
+def _driver(value: dict[str, Any]) -> str | None:
+    driver, threads = value.get("driver"), value.get("worker_threads")
+    return f"{driver} ({threads} thread{'s' * (threads != 1)})" if threads else driver
+
+
 def _summary(value: dict[str, Any]) -> list[RenderableType]:
     gateway = _table(
         f"gateway {escape(value['gateway'])}",
@@ -81,7 +86,7 @@ def _summary(value: dict[str, Any]) -> list[RenderableType]:
                 value.get("version"),
                 value.get("pid"),
                 duration(value.get("uptime")),
-                value.get("driver"),
+                _driver(value),
                 value.get("aead"),
                 value.get("build"),
             )

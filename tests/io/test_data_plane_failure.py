@@ -44,18 +44,19 @@ def test_it_ends_when_its_device_is_taken_away(tmp_path: Path, driver: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("driver", "lie", "what"),
+    ("driver", "threads", "lie", "what"),
     [
-        ("workers", LIE_TUN_READ, "the encap worker failed: "),
-        ("workers", LIE_RECEIVE, "the decap worker failed: "),
-        ("uvloop", LIE_TUN_READ, "the drain failed: "),
-        ("uvloop", LIE_RECEIVE, "the drain failed: "),
+        ("workers", 2, LIE_TUN_READ, "the encap worker failed: "),
+        ("workers", 2, LIE_RECEIVE, "the decap worker failed: "),
+        ("workers", 1, LIE_TUN_READ, "the forward worker failed: "),
+        ("uvloop", None, LIE_TUN_READ, "the drain failed: "),
+        ("uvloop", None, LIE_RECEIVE, "the drain failed: "),
     ],
 )
 def test_it_ends_by_a_defect_of_its_data_plane(
-    tmp_path: Path, faults: Faults, driver: str, lie: int, what: str
+    tmp_path: Path, faults: Faults, driver: str, threads: int | None, lie: int, what: str
 ) -> None:
-    with running(tmp_path, driver, faults.environment) as gateway:
+    with running(tmp_path, driver, faults.environment, threads=threads) as gateway:
         faults.set(lie=lie)
         if lie == LIE_TUN_READ:
             # Any packet that the kernel routes into the tunnel.

@@ -94,10 +94,12 @@ class Running:
 
 
 @contextmanager
-def running(directory: Path, driver: str, extra: Mapping[str, str] | None = None) -> Iterator[Running]:
+def running(
+    directory: Path, driver: str, extra: Mapping[str, str] | None = None, *, threads: int | None = None
+) -> Iterator[Running]:
     """A gateway that is up, in a namespace with an underlay `eth0` (192.0.2.11/24) that nobody answers on.
 
-    `extra`: environment of its process.
+    `extra`: environment of its process. `threads`: of its workers, None for what serves the machine.
     """
     with new_namespace():
         ip("link add eth0 type veth peer name far")
@@ -105,7 +107,10 @@ def running(directory: Path, driver: str, extra: Mapping[str, str] | None = None
         ip("link set eth0 up")
         ip("addr add 192.0.2.11/24 dev eth0")
         file = directory / "spoke1.toml"
-        file.write_text(CONFIGURATION.format(directory=directory, driver=driver))
+        text = CONFIGURATION.format(directory=directory, driver=driver)
+        if threads is not None:
+            text = text.replace("driver = ", f"worker_threads = {threads}\ndriver = ", 1)
+        file.write_text(text)
         with (directory / "log").open("w") as log:
             process = subprocess.Popen(
                 command("up", file), env={**environment(), **(extra or {})}, stderr=log, text=True

@@ -151,7 +151,7 @@ class Pair:
         self,
         encapsulation: str = "udp",
         *,
-        workers: bool = True,
+        workers: int = 1,
         suite: str = "aes128gcm16",
         mtu: int = 1418,
         ipv6: bool = False,
@@ -159,7 +159,8 @@ class Pair:
         environments: tuple[Mapping[str, str] | None, Mapping[str, str] | None] = (None, None),
         aead_backend: str = "auto",
     ) -> None:
-        """Start both data planes with static SAs and addresses on their tunnels. `environments`: of each process."""
+        """Start both data planes with static SAs and addresses on their tunnels. `environments`: of each process.
+        `workers`: threads, 0 for the drain loop."""
         protected = encapsulation != "gre"
         options = {"esp": True, "gre": True} | (underlay or {})
         for name, environment in zip(self.names, environments, strict=True):

@@ -27,11 +27,12 @@ class Node:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.dataplane = Dataplane(aead_backend=config["aead"])
-        self.workers: bool = config["workers"]
+        #: Threads, 0 for the drain loop.
+        self.workers: int = config["workers"]
         self.dataplane.open_underlay(**config["underlay"])
         if self.workers:
             # Before the tunnel comes: workers must take up what is added while they run.
-            self.dataplane.start_workers()
+            self.dataplane.start_workers(self.workers)
         for tunnel in config["tunnels"]:
             self.dataplane.add_tunnel(tunnel.pop("name"), **tunnel)
         self.spis = [self.dataplane.allocate_spi() for _ in range(config["spis"])]

@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="needs /dev/net/tun: load the kernel module 'tun'"),
 ]
 
-DRIVERS = pytest.mark.parametrize("workers", [True, False], ids=["workers", "drain"])
+DRIVERS = pytest.mark.parametrize("workers", [1, 0], ids=["workers", "drain"])
 MTU = 1418
 SEED = 1303
 _SO_SNDBUFFORCE = 32
@@ -106,7 +106,7 @@ def settled(network: Pair) -> None:
 
 
 @DRIVERS
-def test_every_packet_from_the_tun_is_accounted_for(network: Pair, workers: bool) -> None:
+def test_every_packet_from_the_tun_is_accounted_for(network: Pair, workers: int) -> None:
     network.forward(workers=workers, mtu=MTU)
     node = network.nodes[0]
     # Larger than the adjacency's MTU, so that packets are cut or refused there.
@@ -165,7 +165,7 @@ def test_every_packet_from_the_tun_is_accounted_for(network: Pair, workers: bool
 
 
 @DRIVERS
-def test_packets_that_a_full_device_drops_are_counted(network: Pair, workers: bool) -> None:
+def test_packets_that_a_full_device_drops_are_counted(network: Pair, workers: int) -> None:
     network.forward(workers=workers, mtu=MTU)
     node = network.nodes[0]
     settled(network)
@@ -208,7 +208,7 @@ def esp_frames(network: Pair, count: int) -> list[bytes]:
 
 
 @DRIVERS
-def test_every_datagram_from_the_underlay_is_accounted_for(network: Pair, workers: bool) -> None:
+def test_every_datagram_from_the_underlay_is_accounted_for(network: Pair, workers: int) -> None:
     network.forward(workers=workers, mtu=MTU, underlay={"ipv6": False})
     node = network.nodes[1]
     caught = esp_frames(network, 40)

@@ -25,7 +25,7 @@ pytestmark = [
 
 #: The largest inner packet that fits a link of 1500 octets, by encapsulation.
 MTU = {"udp": 1430, "esp": 1438, "gre": 1468}
-DRIVERS = pytest.mark.parametrize("workers", [True, False], ids=["workers", "drain"])
+DRIVERS = pytest.mark.parametrize("workers", [1, 2, 0], ids=["one-thread", "two-threads", "drain"])
 
 
 def ping(network: Pair, target: str, *options: str) -> None:
@@ -40,7 +40,7 @@ def received_bits(report: dict[str, Any]) -> float:
 
 @DRIVERS
 @pytest.mark.parametrize("encapsulation", ["udp", "esp", "gre"])
-def test_ping_and_tcp_pass(network: Pair, encapsulation: str, workers: bool) -> None:
+def test_ping_and_tcp_pass(network: Pair, encapsulation: str, workers: int) -> None:
     network.forward(encapsulation, workers=workers, mtu=MTU[encapsulation])
     for target in ("10.9.0.2", "fd09::2"):
         ping(network, target)
@@ -58,7 +58,7 @@ def test_ping_and_tcp_pass(network: Pair, encapsulation: str, workers: bool) -> 
 
 @DRIVERS
 @pytest.mark.parametrize("suite", ["aes256gcm16", "chacha20poly1305"])
-def test_other_suites_pass(network: Pair, suite: str, workers: bool) -> None:
+def test_other_suites_pass(network: Pair, suite: str, workers: int) -> None:
     network.forward(workers=workers, suite=suite)
     ping(network, "10.9.0.2")
     assert received_bits(network.iperf("10.9.0.2")) > 0
@@ -74,7 +74,7 @@ def test_an_ipv6_underlay_passes(network: Pair, encapsulation: str) -> None:
 
 
 @DRIVERS
-def test_udp_passes_in_order_and_undamaged(network: Pair, workers: bool) -> None:
+def test_udp_passes_in_order_and_undamaged(network: Pair, workers: int) -> None:
     network.forward(workers=workers)
     report = network.iperf("10.9.0.2", "-u", "-b", "100M", "-l", "1200")
     names, values = (
@@ -175,7 +175,7 @@ def test_ike_keepalives_and_nhrp_reach_the_other_side(network: Pair) -> None:
 
 
 @DRIVERS
-def test_an_unreachable_port_does_not_stop_the_others(network: Pair, workers: bool) -> None:
+def test_an_unreachable_port_does_not_stop_the_others(network: Pair, workers: int) -> None:
     network.forward(workers=workers)
     network.ip(0, "address", "add", "192.0.2.99/32", "dev", "lo")
     for _ in range(50):
@@ -215,22 +215,36 @@ def test_idle_workers_sleep(network: Pair) -> None:
     assert processor_ticks(node.pid) - before < 20
 
 
-def test_workers_are_named_threads_that_end() -> None:
+@pytest.mark.parametrize(("threads", "named"), [(1, {"dsvpn-forward"}), (2, {"dsvpn-encap", "dsvpn-decap"})])
+def test_workers_are_named_threads_that_end(threads: int, named: set[str]) -> None:
     def names() -> set[str]:
-        return {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
+        found = (path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
+        return {name for name in found if name.startswith("dsvpn-")}
 
     dataplane = Dataplane()
-    dataplane.start_workers()
-    wait_for("named threads", lambda: {"dsvpn-encap", "dsvpn-decap"} <= names())
+    dataplane.start_workers(threads)
+    assert dataplane.worker_threads == threads
+    wait_for("named threads", lambda: names() == named)
     dataplane.stop_workers()
-    assert not {"dsvpn-encap", "dsvpn-decap"} & names()
-    dataplane.start_workers()
+    assert dataplane.worker_threads == 0
+    assert not names()
+    dataplane.start_workers(threads)
     del dataplane
-    assert not {"dsvpn-encap", "dsvpn-decap"} & names()
+    assert not names()
+
+
+def test_workers_are_as_many_as_serve_the_machine_or_as_asked_for() -> None:
+    dataplane = Dataplane()
+    for wrong in (0, 3, -1):
+        with pytest.raises(ValueError, match="threads"):
+            dataplane.start_workers(wrong)
+    dataplane.start_workers()
+    assert dataplane.worker_threads == (1 if len(os.sched_getaffinity(0)) <= 2 else 2)
+    dataplane.stop_workers()
 
 
 def test_the_punt_descriptor_wakes_a_poll(network: Pair) -> None:
-    network.forward(workers=False)
+    network.forward(workers=0)
     network.nodes[0]("send_ike", "", 500, "192.0.2.2", 500, b"x" * 28)
     wait_for("an IKE punt", lambda: [punt["kind"] for punt in network.nodes[1]("punts")] == ["ike"])
 
@@ -316,7 +330,7 @@ def test_rates_are_reported(network: Pair, capsys: pytest.CaptureFixture[str]) -
     """Not a benchmark: shows gross slowness, beside what the bare link gives in the same run."""
     rates = {"veth": received_bits(network.iperf("192.0.2.2", seconds=2))}
     for encapsulation in ("udp", "esp", "gre"):
-        for workers in (True, False):
+        for workers in (1, 0):
             with pair() as tunnel:
                 tunnel.forward(encapsulation, workers=workers, mtu=MTU[encapsulation])
                 name = f"{encapsulation} {'workers' if workers else 'drain'}"

@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="needs /dev/net/tun: load the kernel module 'tun'"),
 ]
 
-DRIVERS = pytest.mark.parametrize("workers", [True, False], ids=["workers", "drain"])
+DRIVERS = pytest.mark.parametrize("workers", [1, 0], ids=["workers", "drain"])
 #: Refusals in a row after which a socket offers no more GSO (native/io/src/socket.rs).
 GSO_REFUSALS = 64
 #: gso_type of the virtio header.
@@ -52,7 +52,7 @@ def offload(network: Pair, side: int, name: str) -> str:
     ids=["EIO", "EINVAL", "EMSGSIZE"],
 )
 def test_refused_gso_is_sent_again_without(
-    network: Pair, faults: Faults, refusal: int, refusals: int, state: str, workers: bool
+    network: Pair, faults: Faults, refusal: int, refusals: int, state: str, workers: int
 ) -> None:
     network.forward(workers=workers, environments=(faults.environment, None))
     assert offload(network, 0, "UDP GSO, IPv4") == "on"
@@ -70,7 +70,7 @@ def test_refused_gso_is_sent_again_without(
 
 @DRIVERS
 @pytest.mark.parametrize("refusal", [errno.EINVAL, errno.EMSGSIZE], ids=["EINVAL", "EMSGSIZE"])
-def test_single_refusals_leave_gso_on(network: Pair, faults: Faults, refusal: int, workers: bool) -> None:
+def test_single_refusals_leave_gso_on(network: Pair, faults: Faults, refusal: int, workers: int) -> None:
     """One peer behind a small link must not take GSO from the others."""
     network.forward(workers=workers, environments=(faults.environment, None))
     with flows(network) as made:
@@ -93,7 +93,7 @@ def test_gso_that_the_configuration_turns_off_is_told(network: Pair) -> None:
 
 
 @DRIVERS
-def test_a_kernel_that_mangles_full_tails_is_found_out(network: Pair, faults: Faults, workers: bool) -> None:
+def test_a_kernel_that_mangles_full_tails_is_found_out(network: Pair, faults: Faults, workers: int) -> None:
     """The self-test sees the damage before the first packet, and nothing is cut by that kernel."""
     faults.set(mangle_tail=1)
     network.forward(workers=workers, environments=(faults.environment, None))
@@ -128,7 +128,7 @@ def test_the_mangled_tails_would_do_harm(network: Pair, faults: Faults) -> None:
     ids=["no-uso", "no-tso6", "no-tso", "nothing"],
 )
 def test_a_device_without_offloads_forwards(
-    network: Pair, make_faults: Callable[[], Faults], refused: int, left: str, workers: bool
+    network: Pair, make_faults: Callable[[], Faults], refused: int, left: str, workers: int
 ) -> None:
     both = make_faults(), make_faults()
     for one in both:
@@ -145,7 +145,7 @@ def test_a_device_without_offloads_forwards(
 
 @DRIVERS
 @pytest.mark.parametrize("kind", [TCPV4, TCPV6, UDP_L4], ids=["tcp4", "tcp6", "udp"])
-def test_refused_superpackets_are_written_one_by_one(network: Pair, faults: Faults, kind: int, workers: bool) -> None:
+def test_refused_superpackets_are_written_one_by_one(network: Pair, faults: Faults, kind: int, workers: int) -> None:
     faults.set(tun_kinds=1 << kind)
     network.forward(workers=workers, environments=(None, faults.environment))
     with flows(network) as made:
@@ -184,7 +184,7 @@ def test_a_worker_that_panics_is_counted_and_told(network: Pair, faults: Faults,
 
 
 @DRIVERS
-def test_a_device_that_was_taken_away_is_told(network: Pair, workers: bool) -> None:
+def test_a_device_that_was_taken_away_is_told(network: Pair, workers: int) -> None:
     network.forward(workers=workers)
     node = network.nodes[0]
     network.ip(0, "link", "delete", "tunnel0")

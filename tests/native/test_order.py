@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="needs /dev/net/tun: load the kernel module 'tun'"),
 ]
 
-DRIVERS = pytest.mark.parametrize("workers", [True, False], ids=["workers", "drain"])
+DRIVERS = pytest.mark.parametrize("workers", [1, 2, 0], ids=["one-thread", "two-threads", "drain"])
 MTU = 1418
 SUITE = "aes128gcm16"
 _ETH_P_ALL = 3
@@ -81,7 +81,7 @@ def frames(namespace: str, device: str, take: Callable[[bytes], None]) -> Iterat
 
 @DRIVERS
 @pytest.mark.parametrize("encapsulation", ["udp", "esp", "gre"])
-def test_flows_stay_in_order(network: Pair, encapsulation: str, workers: bool) -> None:
+def test_flows_stay_in_order(network: Pair, encapsulation: str, workers: int) -> None:
     network.forward(encapsulation, workers=workers, mtu=MTU)
     with flows(network) as made:
         made.run(10_000)
@@ -92,7 +92,7 @@ def test_flows_stay_in_order(network: Pair, encapsulation: str, workers: bool) -
 
 
 @DRIVERS
-def test_a_swap_of_two_packets_is_seen(network: Pair, faults: Faults, workers: bool) -> None:
+def test_a_swap_of_two_packets_is_seen(network: Pair, faults: Faults, workers: int) -> None:
     """The tests of this file can fail: two datagrams of some bursts change places on their way."""
     network.forward(workers=workers, mtu=MTU, environments=(faults.environment, None))
     faults.set(swap=20)
@@ -127,7 +127,7 @@ class IdentificationOrder:
 
 
 @DRIVERS
-def test_tcp_segments_stay_in_order(network: Pair, workers: bool) -> None:
+def test_tcp_segments_stay_in_order(network: Pair, workers: int) -> None:
     """Seen below TCP, where no retransmission hides anything: what the receiver's device gets."""
     network.forward(workers=workers, mtu=MTU)
     order = IdentificationOrder()
@@ -146,8 +146,8 @@ def test_a_swap_of_tcp_segments_is_seen(network: Pair, faults: Faults) -> None:
     assert order.disorder
 
 
-def switch(network: Pair, side: int, workers: bool) -> None:
-    network.nodes[side]("start_workers" if workers else "stop_workers")
+def switch(network: Pair, side: int, workers: int) -> None:
+    network.nodes[side](*(("start_workers", workers) if workers else ("stop_workers",)))
 
 
 def replace_sa(network: Pair, number: int) -> tuple[int, bytes]:
@@ -203,7 +203,7 @@ class Wire:
 
 
 @DRIVERS
-def test_no_sequence_number_seals_two_packets(network: Pair, faults: Faults, workers: bool) -> None:
+def test_no_sequence_number_seals_two_packets(network: Pair, faults: Faults, workers: int) -> None:
     """Routes that go, links that shrink, full sockets, refused GSO, drivers that change, keys that come back."""
     network.forward(workers=workers, mtu=MTU, environments=(faults.environment, None))
     # The capture sees datagrams, not superdatagrams that a card would cut.

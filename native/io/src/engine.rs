@@ -23,7 +23,7 @@ use crate::send::SendRing;
 use crate::socket::SocketKind;
 use crate::tun::{Tun, check_device_name};
 use crate::underlay::{Underlay, UnderlayConfig};
-use crate::worker::{Workers, panic_text};
+use crate::worker::{MAX_THREADS, Workers, default_threads, panic_text};
 
 /// Between two looks at whether workers have left the old tables: a fraction of a full vector's time.
 const COMMIT_PAUSE: Duration = Duration::from_micros(20);
@@ -331,16 +331,28 @@ impl Engine {
         )
     }
 
-    /// Let native threads own the descriptors. Nothing happens if they do.
-    pub fn start_workers(&self) -> Result<(), Error> {
+    /// Let native threads own the descriptors: one for both directions, one for each, or as many as serve this machine
+    /// best. Nothing happens if they do.
+    pub fn start_workers(&self, threads: Option<usize>) -> Result<(), Error> {
+        if let Some(threads) = threads
+            && !(1..=MAX_THREADS).contains(&threads)
+        {
+            return Err(Error::Misuse(format!("threads: {threads} is not 1 (both directions) or 2 (one for each)")));
+        }
         let mut workers = lock(&self.workers);
         if workers.is_none() {
+            let threads = threads.unwrap_or_else(default_threads);
             let (encap, decap) = self.new_drivers();
-            let started = Workers::start(&self.descriptors, &self.core.shared, &self.punt_event, encap, decap)
+            let started = Workers::start(&self.descriptors, &self.core.shared, &self.punt_event, encap, decap, threads)
                 .map_err(|error| SystemError::new("cannot start the worker threads", error))?;
             *workers = Some(started);
         }
         Ok(())
+    }
+
+    /// How many worker threads there are.
+    pub fn worker_threads(&self) -> usize {
+        lock(&self.workers).as_ref().map_or(0, Workers::threads)
     }
 
     /// Stop and join the threads. Errors: one had ended by a defect.

@@ -1,4 +1,5 @@
-//! Native threads that own the descriptors: one per direction, run to completion, asleep in poll when idle.
+//! Native threads that own the descriptors, run to completion and sleep in poll when idle: one per direction, or one for
+//! both where a second would only take the processor from the first.
 
 use std::any::Any;
 use std::io;
@@ -23,70 +24,105 @@ const BUDGET: usize = 4;
 /// How long [`Workers::refresh`] waits for a worker to take up new descriptors.
 const REFRESH: Duration = Duration::from_secs(5);
 
-const DIRECTIONS: [&str; 2] = ["encap", "decap"];
+/// Most threads: one per direction.
+pub const MAX_THREADS: usize = 2;
+
+/// Processors up to which one thread serves both directions. A vector and the answer to it then cost one wake-up
+/// instead of two, and neither direction waits for the other's time slice; measured in docs/performance.md.
+const FEW_PROCESSORS: usize = 2;
+
+/// How many threads this machine is served best by.
+pub fn default_threads() -> usize {
+    match thread::available_parallelism() {
+        Ok(processors) if processors.get() <= FEW_PROCESSORS => 1,
+        _ => MAX_THREADS,
+    }
+}
 
 /// What a worker's owner and the worker say to each other.
 struct Signals {
     stop: AtomicBool,
     wanted: AtomicU64,
-    wakes: [EventFd; 2],
+    wakes: Vec<EventFd>,
     /// The generation of descriptors that each worker has taken up; `u64::MAX` when it has ended.
-    taken: Mutex<[u64; 2]>,
+    taken: Mutex<Vec<u64>>,
     changed: Condvar,
 }
 
 impl Signals {
-    fn take(&self, direction: usize, generation: u64) {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)[direction] = generation;
+    fn take(&self, worker: usize, generation: u64) {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)[worker] = generation;
         self.changed.notify_all();
     }
 }
 
-/// Both threads. Dropping it stops and joins them.
+/// One thread.
+struct Worker {
+    /// Its place in [`Signals`].
+    index: usize,
+    name: &'static str,
+    thread: JoinHandle<Result<(), String>>,
+}
+
+/// All threads. Dropping it stops and joins them.
 pub struct Workers {
     signals: Arc<Signals>,
-    threads: Vec<(&'static str, JoinHandle<Result<(), String>>)>,
+    workers: Vec<Worker>,
+    threads: usize,
 }
 
 impl Workers {
-    /// Start one thread per direction. `alarm` is signalled when one ends by a panic.
+    /// Start one thread for both directions, or one for each. `alarm` is signalled when one ends by a panic.
     pub fn start(
         table: &Arc<DescriptorTable>,
         shared: &Arc<Shared>,
         alarm: &Arc<EventFd>,
         encap: EncapDriver,
         decap: DecapDriver,
+        threads: usize,
     ) -> io::Result<Self> {
+        let turns = if threads == 1 {
+            vec![("forward", Turn::new(Some(encap), Some(decap)))]
+        } else {
+            vec![("encap", Turn::new(Some(encap), None)), ("decap", Turn::new(None, Some(decap)))]
+        };
         let signals = Arc::new(Signals {
             stop: AtomicBool::new(false),
             wanted: AtomicU64::new(0),
-            wakes: [EventFd::new()?, EventFd::new()?],
-            taken: Mutex::new([0; 2]),
+            wakes: turns.iter().map(|_| EventFd::new()).collect::<io::Result<_>>()?,
+            taken: Mutex::new(vec![0; turns.len()]),
             changed: Condvar::new(),
         });
-        let mut workers = Self { signals, threads: Vec::with_capacity(2) };
-        workers.spawn(0, table, shared, alarm, encap_loop(encap))?;
-        workers.spawn(1, table, shared, alarm, decap_loop(decap))?;
+        let mut workers = Self { signals, workers: Vec::with_capacity(turns.len()), threads: turns.len() };
+        for (index, (name, turn)) in turns.into_iter().enumerate() {
+            workers.spawn(index, name, table, shared, alarm, turn)?;
+        }
         Ok(workers)
+    }
+
+    /// How many there are.
+    pub fn threads(&self) -> usize {
+        self.threads
     }
 
     fn spawn(
         &mut self,
-        direction: usize,
+        index: usize,
+        name: &'static str,
         table: &Arc<DescriptorTable>,
         shared: &Arc<Shared>,
         alarm: &Arc<EventFd>,
-        mut turn: impl FnMut(&Descriptors, &EventFd) -> io::Result<()> + Send + 'static,
+        mut turn: Turn,
     ) -> io::Result<()> {
         let (signals, table) = (Arc::clone(&self.signals), Arc::clone(table));
         let (shared, alarm) = (Arc::clone(shared), Arc::clone(alarm));
-        let thread = thread::Builder::new().name(format!("dsvpn-{}", DIRECTIONS[direction])).spawn(move || {
+        let thread = thread::Builder::new().name(format!("dsvpn-{name}")).spawn(move || {
             let result = catch_unwind(AssertUnwindSafe(|| {
                 while !signals.stop.load(Ordering::Acquire) {
                     let generation = signals.wanted.load(Ordering::Acquire);
                     let descriptors = table.current();
-                    signals.take(direction, generation);
-                    turn(&descriptors, &signals.wakes[direction]).map_err(|error| error.to_string())?;
+                    signals.take(index, generation);
+                    turn.run(&descriptors, &signals.wakes[index]).map_err(|error| error.to_string())?;
                 }
                 Ok(())
             }))
@@ -95,13 +131,13 @@ impl Workers {
                 shared.counters.add(Counter::WorkerPanics, 1);
             }
             // Before the alarm: whoever hears it and finds nobody ended would not look again.
-            signals.take(direction, u64::MAX);
+            signals.take(index, u64::MAX);
             if result.is_err() {
                 alarm.signal();
             }
             result
         })?;
-        self.threads.push((DIRECTIONS[direction], thread));
+        self.workers.push(Worker { index, name, thread });
         Ok(())
     }
 
@@ -122,13 +158,13 @@ impl Workers {
         }
     }
 
-    /// Why a worker ended before it was told to: "encap: …".
+    /// Why a worker ended before it was told to: "the encap worker failed: …".
     pub fn failure(&mut self) -> Option<String> {
-        let taken = *self.signals.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let ended = |name: &str| DIRECTIONS.iter().zip(taken).any(|(of, taken)| *of == name && taken == u64::MAX);
-        let index = self.threads.iter().position(|(direction, _)| ended(direction))?;
-        let (direction, thread) = self.threads.remove(index);
-        outcome(direction, thread)
+        let place = {
+            let taken = self.signals.taken.lock().unwrap_or_else(PoisonError::into_inner);
+            self.workers.iter().position(|worker| taken[worker.index] == u64::MAX)?
+        };
+        outcome(self.workers.remove(place))
     }
 
     /// Stop and join. Errors: why a worker ended by itself.
@@ -137,8 +173,7 @@ impl Workers {
         for wake in &self.signals.wakes {
             wake.signal();
         }
-        let failures: Vec<String> =
-            self.threads.drain(..).filter_map(|(direction, thread)| outcome(direction, thread)).collect();
+        let failures: Vec<String> = self.workers.drain(..).filter_map(outcome).collect();
         if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
     }
 }
@@ -156,51 +191,54 @@ pub fn panic_text(panic: &(dyn Any + Send)) -> String {
     text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("panic").to_owned()
 }
 
-fn outcome(direction: &str, thread: JoinHandle<Result<(), String>>) -> Option<String> {
-    match thread.join() {
+fn outcome(worker: Worker) -> Option<String> {
+    let name = worker.name;
+    match worker.thread.join() {
         Ok(Ok(())) => None,
-        Ok(Err(why)) => Some(format!("the {direction} worker failed: {why}")),
-        Err(_) => Some(format!("the {direction} worker failed")),
+        Ok(Err(why)) => Some(format!("the {name} worker failed: {why}")),
+        Err(_) => Some(format!("the {name} worker failed")),
     }
 }
 
-/// One turn of a worker: forward with one snapshot of descriptors until it is woken.
-fn encap_loop(mut driver: EncapDriver) -> impl FnMut(&Descriptors, &EventFd) -> io::Result<()> + Send {
-    let mut poll = PollSet::default();
-    move |descriptors, wake| {
-        let mut tuns: Vec<_> = descriptors.tuns().collect();
+/// What one worker forwards.
+struct Turn {
+    encap: Option<EncapDriver>,
+    decap: Option<DecapDriver>,
+    poll: PollSet,
+}
+
+impl Turn {
+    fn new(encap: Option<EncapDriver>, decap: Option<DecapDriver>) -> Self {
+        Self { encap, decap, poll: PollSet::default() }
+    }
+
+    /// Forward with one snapshot of descriptors until the worker is woken.
+    fn run(&mut self, descriptors: &Descriptors, wake: &EventFd) -> io::Result<()> {
+        let sockets = if self.decap.is_some() { descriptors.underlay().sockets() } else { &[] };
+        let mut tuns: Vec<_> = if self.encap.is_some() { descriptors.tuns().collect() } else { Vec::new() };
         loop {
-            poll.set([wake.as_raw_fd()].into_iter().chain(tuns.iter().map(|(_, tun)| tun.as_raw_fd())));
-            poll.wait()?;
-            if poll.is_ready(0) {
+            let devices = tuns.iter().map(|(_, tun)| tun.as_raw_fd());
+            self.poll.set([wake.as_raw_fd()].into_iter().chain(sockets.iter().map(AsRawFd::as_raw_fd)).chain(devices));
+            self.poll.wait()?;
+            if self.poll.is_ready(0) {
                 wake.clear();
                 return Ok(());
             }
             let mut index = 0;
-            // A device that died is watched no more: it would be ready for ever.
-            tuns.retain(|(tunnel, tun)| {
-                index += 1;
-                !poll.is_ready(index) || !driver.drain(descriptors, *tunnel, tun, BUDGET).dead
-            });
-        }
-    }
-}
-
-fn decap_loop(mut driver: DecapDriver) -> impl FnMut(&Descriptors, &EventFd) -> io::Result<()> + Send {
-    let mut poll = PollSet::default();
-    move |descriptors, wake| {
-        let sockets = descriptors.underlay().sockets();
-        poll.set([wake.as_raw_fd()].into_iter().chain(sockets.iter().map(AsRawFd::as_raw_fd)));
-        loop {
-            poll.wait()?;
-            if poll.is_ready(0) {
-                wake.clear();
-                return Ok(());
-            }
-            for (index, socket) in sockets.iter().enumerate() {
-                if poll.is_ready(index + 1) {
-                    driver.drain(descriptors, socket, BUDGET);
+            if let Some(decap) = &mut self.decap {
+                for socket in sockets {
+                    index += 1;
+                    if self.poll.is_ready(index) {
+                        decap.drain(descriptors, socket, BUDGET);
+                    }
                 }
+            }
+            if let Some(encap) = &mut self.encap {
+                // A device that died is watched no more: it would be ready for ever.
+                tuns.retain(|(tunnel, tun)| {
+                    index += 1;
+                    !self.poll.is_ready(index) || !encap.drain(descriptors, *tunnel, tun, BUDGET).dead
+                });
             }
         }
     }

@@ -127,9 +127,17 @@ impl Dataplane {
         py.detach(|| self.engine.drain(descriptor, budget as usize)).map_err(raise)
     }
 
-    /// Let native threads own the descriptors, one thread per direction, with the GIL released.
-    fn start_workers(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| self.engine.start_workers()).map_err(raise)
+    /// Let native threads own the descriptors, with the GIL released.
+    #[pyo3(signature = (threads = None))]
+    fn start_workers(&self, py: Python<'_>, threads: Option<i64>) -> PyResult<()> {
+        let threads: Option<u32> = threads.map(|threads| integer("threads", threads)).transpose()?;
+        py.detach(|| self.engine.start_workers(threads.map(|threads| threads as usize))).map_err(raise)
+    }
+
+    /// How many worker threads there are.
+    #[getter]
+    fn worker_threads(&self) -> usize {
+        self.engine.worker_threads()
     }
 
     /// Stop and join the threads. RuntimeError if one had failed.

@@ -9,7 +9,9 @@ mod punt;
 mod stages;
 mod tables;
 
-// It asks for huge pages, which the system's allocator does only when its environment says so.
+// It asks for huge pages, which the system's allocator does only when its environment says so. The benchmarks' module
+// keeps the system's, whose calls can be counted.
+#[cfg(not(feature = "bench"))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -183,8 +183,13 @@ class Dataplane(Tables):
         OSError (ENODEV) if the TUN was taken away: it must not be watched any more. RuntimeError for a defect.
         """
 
-    def start_workers(self) -> None:
-        """Let native threads own the descriptors, one thread per direction, with the GIL released."""
+    def start_workers(self, threads: int | None = None) -> None:
+        """Let native threads own the descriptors, with the GIL released: one for both directions, two for one each, or
+        (None) as many as serve this machine best. ValueError for another number. Nothing happens if they do."""
+
+    @property
+    def worker_threads(self) -> int:
+        """How many worker threads there are: 0 when none runs."""
 
     def stop_workers(self) -> None:
         """Stop and join the threads. RuntimeError if one had failed."""
