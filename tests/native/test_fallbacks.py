@@ -171,7 +171,7 @@ def test_the_fallback_cipher_is_forced_and_told(network: Pair) -> None:
 )
 def test_a_worker_that_panics_is_counted_and_told(network: Pair, faults: Faults, lie: int, direction: str) -> None:
     """A kernel that claims to have given more than there was room for makes the worker's own checks stop it."""
-    network.forward(environments=(faults.environment, None))
+    network.forward(workers=2, environments=(faults.environment, None))
     node = network.nodes[0]
     assert node("counters")["worker_panics"] == 0
     faults.set(lie=lie)
