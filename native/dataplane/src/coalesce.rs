@@ -105,8 +105,8 @@ pub(crate) struct Incoming {
 impl Coalescer {
     pub(crate) fn new() -> Self {
         Self {
-            items: Vec::with_capacity(1024),
-            links: Vec::with_capacity(1024),
+            items: Vec::with_capacity(TunBatch::USUAL),
+            links: Vec::with_capacity(TunBatch::USUAL),
             flows: [Flow::default(); FLOWS],
             generation: 1,
         }

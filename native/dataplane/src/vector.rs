@@ -198,6 +198,10 @@ pub struct TunBatch {
 }
 
 impl TunBatch {
+    /// Packets that a vector has at most unless its datagrams are tiny: 64 messages of 128. What no vector needs is
+    /// never touched.
+    pub(crate) const USUAL: usize = 8192;
+
     /// Most slices that one packet has: far below IOV_MAX.
     pub const MAX_SLICES: usize = 256;
 
@@ -205,8 +209,8 @@ impl TunBatch {
     pub fn new() -> Self {
         Self {
             headers: Vec::with_capacity(16 * 1024),
-            slices: Vec::with_capacity(1024),
-            packets: Vec::with_capacity(1024),
+            slices: Vec::with_capacity(Self::USUAL),
+            packets: Vec::with_capacity(Self::USUAL),
         }
     }
 
