@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import hashlib
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from dsvpn_native import Dataplane
+from tests.io.namespace import ip, new_namespace
 from tests.native.network import KEYMAT, Pair, pair, run, wait_for
 
 pytestmark = [
@@ -199,6 +201,14 @@ def test_tunnels_come_and_go_while_workers_run(network: Pair) -> None:
 def processor_ticks(pid: int) -> int:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
+
+
+def test_the_device_holds_more_packets_than_its_default() -> None:
+    with new_namespace():
+        dataplane = Dataplane()
+        dataplane.add_tunnel("held0", protected=True)
+        (link,) = json.loads(ip("-j link show dev held0"))
+    assert link["txqlen"] == 4096
 
 
 def test_idle_workers_sleep(network: Pair) -> None:

@@ -24,6 +24,8 @@ const OFFLOAD_USO6: libc::c_ulong = 0x40;
 
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+/// Packets that the device holds until they are read.
+const QUEUE_LENGTH: libc::c_int = 4096;
 const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 
 /// An open TUN device. Closing it removes the device.
@@ -108,6 +110,7 @@ impl Tun {
                 io::Error::last_os_error(),
             ));
         }
+        set_queue_length(&request);
         let offload = OFFLOADS.into_iter().find(|offload| set_offload(&descriptor, *offload).is_ok()).unwrap_or(0);
         let (refused, gone) = (AtomicU8::new(0), AtomicBool::new(false));
         Ok(Self { descriptor, name: name.to_owned(), offload, refused, gone })
@@ -188,6 +191,22 @@ impl AsRawFd for Tun {
 /// The bit of a gso_type, whose highest bit is the ECN mark and no kind.
 fn refusal(gso_type: u8) -> u8 {
     1 << (gso_type & 7)
+}
+
+/// Let the device hold more packets than the 500 of its default, which small packets fill within the time for which a
+/// busy machine may leave a worker without a processor. A kernel that refuses leaves the default.
+fn set_queue_length(request: &libc::ifreq) {
+    // SAFETY: any socket will do for questions about devices; it is owned from here on, and nothing else owns it.
+    let descriptor = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if descriptor < 0 {
+        return;
+    }
+    // SAFETY: as above.
+    let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
+    let mut request = *request;
+    request.ifr_ifru.ifru_metric = QUEUE_LENGTH;
+    // SAFETY: SIOCSIFTXQLEN reads one ifreq, which is valid. It takes the length where other calls take the metric.
+    unsafe { libc::ioctl(descriptor.as_raw_fd(), libc::SIOCSIFTXQLEN as _, &raw const request) };
 }
 
 fn set_offload(descriptor: &OwnedFd, offload: libc::c_ulong) -> io::Result<()> {
