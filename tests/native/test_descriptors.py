@@ -228,19 +228,24 @@ def test_idle_workers_sleep(network: Pair) -> None:
 @pytest.mark.parametrize(("threads", "named"), [(1, {"dsvpn-forward"}), (2, {"dsvpn-encap", "dsvpn-decap"})])
 def test_workers_are_named_threads_that_end(threads: int, named: set[str]) -> None:
     def names() -> set[str]:
-        found = (path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
+        found = set()
+        for path in Path("/proc/self/task").glob("*/comm"):
+            # A thread that was joined may still be on its way out of the list.
+            with contextlib.suppress(OSError):
+                found.add(path.read_text().strip())
         return {name for name in found if name.startswith("dsvpn-")}
 
+    wait_for("no threads of earlier tests", lambda: not names())
     dataplane = Dataplane()
     dataplane.start_workers(threads)
     assert dataplane.worker_threads == threads
     wait_for("named threads", lambda: names() == named)
     dataplane.stop_workers()
     assert dataplane.worker_threads == 0
-    assert not names()
+    wait_for("their end", lambda: not names())
     dataplane.start_workers(threads)
     del dataplane
-    assert not names()
+    wait_for("their end with the data plane", lambda: not names())
 
 
 def test_workers_are_as_many_as_serve_the_machine_or_as_asked_for() -> None:
