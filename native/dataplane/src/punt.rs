@@ -167,17 +167,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     fn punt(kind: PuntKind) -> Punt {
-        Punt {
-            kind,
-            tunnel: None,
-            adjacency: None,
-            next_hop: None,
-            local: None,
-            local_port: 0,
-            remote: None,
-            remote_port: 0,
-            data: Vec::new(),
-        }
+        Punt { tunnel: None, ..Punt::of_tunnel(kind, 0) }
     }
 
     #[test]
