@@ -368,3 +368,14 @@ def test_every_truncated_and_flipped_certificate_is_refused_without_an_exception
     for data in broken:
         with pytest.raises(PeerError):
             store.validate([data, data], NOW)
+
+
+def test_a_signature_with_unused_bits_is_refused() -> None:
+    """Of a signature whose last octet is even, one bit can be declared unused without another one changing."""
+    while (certificate := gateway(A_NAME).certificate).x509.signature[-1] & 1:
+        pass
+    at = len(certificate.der) - len(certificate.x509.signature) - 1
+    data = certificate.der[:at] + b"\x01" + certificate.der[at + 1 :]
+    assert x509.load_der_x509_certificate(data).signature == certificate.x509.signature
+    with pytest.raises(PeerError, match="whole octets"):
+        trust().validate([data], NOW)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from cryptography import x509
 
 from dsvpn.errors import MisuseError
 from dsvpn.ike import events
+from dsvpn.ike.authentication.revocation import parse_crl
 from tests.ike.authority import DAY, NOW, Holder, certified, make_key, root, trust
 from tests.ike.certified import A_NAME, B_NAME, answered, chain_refused, gateway, refused
 from tests.ike.harness import make_profile, make_wire
@@ -128,3 +130,12 @@ def test_profiles_that_make_no_sense() -> None:
         Holder(holder.certificate, make_key("ecdsa256", "nobody")).credentials()
     with pytest.raises(MisuseError, match="is not of a CA"):
         trust(holder)
+
+
+def test_a_list_whose_signature_has_unused_bits_is_refused() -> None:
+    """As with certificates, the library overlooks them where they are zero."""
+    while (data := root().crl_octets())[-1] & 1:
+        pass
+    at = len(data) - len(x509.load_der_x509_crl(data).signature) - 1
+    with pytest.raises(MisuseError, match="whole octets"):
+        parse_crl(data[:at] + b"\x01" + data[at + 1 :], "list")

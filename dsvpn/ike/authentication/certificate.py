@@ -123,6 +123,8 @@ def parse(der: bytes) -> Certificate:
 def _parse(certificate: x509.Certificate, der: bytes) -> Certificate:
     if certificate.version is not x509.Version.v3:
         raise PeerError("certificate is not of X.509 version 3")
+    if not ends_in_whole_octets(der, certificate.signature):
+        raise PeerError("certificate does not decode: its signature is not of whole octets")
     key = certificate.public_key()
     kind = key_kind(key)
     extensions = certificate.extensions
@@ -152,6 +154,12 @@ def _parse(certificate: x509.Certificate, der: bytes) -> Certificate:
         identities=tuple(_identities(extensions, subject)),
         refusal=_refusal(certificate, extensions),
     )
+
+
+def ends_in_whole_octets(der: bytes, signature: bytes) -> bool:
+    """Whether the BIT STRING of `signature`, the last field of `der`, has no unused bits. The library does not look
+    where those bits are zero; each certificate and list has one encoding only (RFC 5280 section 4.1.1.3)."""
+    return der.endswith(b"\x00" + signature)
 
 
 def _refusal(certificate: x509.Certificate, extensions: x509.Extensions) -> str:

@@ -8,9 +8,10 @@ from datetime import datetime
 from typing import Final
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from dsvpn.errors import MisuseError
-from dsvpn.ike.authentication.certificate import Certificate
+from dsvpn.ike.authentication.certificate import Certificate, ends_in_whole_octets
 from dsvpn.ike.identity import Identity, IdentityType
 
 #: Longest list that is taken, octets.
@@ -64,6 +65,7 @@ def parse_crl(data: bytes, source: str) -> Crl:
             parsed = x509.load_der_x509_crl(data)
         critical = [extension.oid.dotted_string for extension in parsed.extensions if extension.critical]
         algorithm = parsed.signature_hash_algorithm
+        encoded, signature = parsed.public_bytes(Encoding.DER), parsed.signature
         issuer = parsed.issuer.public_bytes()
         crl = Crl(
             source,
@@ -76,6 +78,8 @@ def parse_crl(data: bytes, source: str) -> Crl:
         )
     except Exception as error:  # as with certificates: what comes from a URL may make the library raise anything
         raise MisuseError(f"{source} is no CRL in PEM or DER ({type(error).__name__})") from None
+    if not ends_in_whole_octets(encoded, signature):
+        raise MisuseError(f"{source} is no CRL in PEM or DER (its signature is not of whole octets)")
     if critical:
         # Delta lists and lists of a part of the certificates do not tell about the others (RFC 5280 section 5.2).
         raise MisuseError(f"{source} has the critical extension {critical[0]}; only complete CRLs are supported")
