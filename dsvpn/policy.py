@@ -63,6 +63,8 @@ def ike_profile(name: str, ipsec: IpsecConfig, material: Material, ppks: Sequenc
         force_udp_encapsulation=ipsec.encapsulation == "udp",
         ike_lifetime=ipsec.ike_lifetime,
         child_lifetime=ipsec.child_lifetime,
+        child_bytes=ipsec.child_lifetime_bytes,
+        child_packets=ipsec.child_lifetime_packets,
         dpd_interval=ipsec.dpd,
         retransmission=RetransmissionSchedule(
             timeout=schedule.timeout,

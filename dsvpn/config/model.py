@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from dsvpn.addresses import Address
 from dsvpn.config.fields import (
@@ -26,6 +26,9 @@ _MAX_INTERFACE_NAME = 15
 _INTERFACE_NAME = re.compile(r"[^\s/:]+")
 #: Cisco's authentication string, which every DSVPN and DMVPN gateway shares.
 _MAX_AUTHENTICATION = 8
+#: Counters are read every few seconds: a limit that full speed reaches in between is one that only deletes.
+_MIN_LIFETIME_BYTES = 1_000_000
+_MIN_LIFETIME_PACKETS = 1000
 
 
 class _Section(BaseModel):
@@ -310,8 +313,13 @@ class IpsecConfig(_Section):
     """Age at which an IKE SA is rekeyed at the latest, seconds."""
     child_lifetime: Duration = Field(default=3600.0, ge=10)
     """Age at which a CHILD_SA is rekeyed at the latest, seconds."""
+    child_lifetime_bytes: int = Field(default=0, ge=0)
+    """Octets in either direction at which a CHILD_SA is deleted, after a rekey some time before; 0 is no limit."""
+    child_lifetime_packets: int = Field(default=0, ge=0)
+    """The same in packets."""
     dpd: Duration = Field(default=20.0, ge=0)
-    """Silence after which the peer is asked whether it lives, seconds; 0 never asks."""
+    """Silence after which the peer is asked whether it lives, seconds; 0 never asks. Traffic from the peer is life;
+    where packets go there and none comes back, it is asked after half of this."""
     fragment_size: int = Field(default=1280, ge=576, le=65535)
     """Octets of the largest IP datagram that a long IKE message goes in; a longer one is sent in fragments."""
     replay_window: int = Field(default=1024, ge=0, le=8192)
@@ -329,6 +337,14 @@ class IpsecConfig(_Section):
                 "tunnel mode cannot work behind NAT, because NHRP does not learn post-NAT addresses in it, "
                 'and this version has it for no path; write mode = "transport"'
             )
+        return value
+
+    @field_validator("child_lifetime_bytes", "child_lifetime_packets")
+    @classmethod
+    def _limit_is_workable(cls, value: int, info: ValidationInfo) -> int:
+        least = _MIN_LIFETIME_BYTES if info.field_name == "child_lifetime_bytes" else _MIN_LIFETIME_PACKETS
+        if 0 < value < least:
+            raise ValueError(f"{value} would be over before a rekey is; write at least {least}, or 0 for no limit")
         return value
 
     @field_validator("ppk")

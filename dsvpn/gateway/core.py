@@ -21,7 +21,9 @@ from dsvpn.gateway.ids import IdPool
 from dsvpn.gateway.peering import Peering
 from dsvpn.gateway.peers import Peer
 from dsvpn.gateway.tunnel import Tunnel
+from dsvpn.gateway.usage import BusySa, busy_sas, note_carried
 from dsvpn.ike.engine import IkeEngine
+from dsvpn.ike.volume import Carried
 from dsvpn.nhrp import events as nhrp_events
 from dsvpn.nhrp.config import Route
 from dsvpn.policy import half_open_limits, ike_profile
@@ -187,8 +189,10 @@ class Gateway:
         self.tunnels[tunnel].forwarding.remove_route(RouteSource.KERNEL, prefix)
         self._settle(now)
 
-    def traffic(self, counters: Mapping[int, tuple[int, int]], now: float) -> None:
-        """Data packets in and out by adjacency, totals. Traffic is life: for DPD and for shortcuts."""
+    def traffic(self, counters: Mapping[int, tuple[int, int]], now: float) -> list[BusySa]:
+        """Data packets in and out by adjacency, totals. Traffic is life: for shortcuts, and for peers by what
+        `sa_traffic` then gets to know of the CHILD_SAs that are given back."""
+        busy: list[BusySa] = []
         for adjacency, (packets_in, packets_out) in counters.items():
             found = self.peers.by_adjacency(adjacency)
             if found is None:
@@ -197,11 +201,19 @@ class Gateway:
             before_in, before_out = peer.packets.get(tunnel, (0, 0))
             peer.packets[tunnel] = (packets_in, packets_out)
             if packets_in > before_in:
-                self.peering.heard_data(peer, now)
+                self.peering.heard_data(peer)
+            if packets_in > before_in or packets_out > before_out:
+                busy += busy_sas(peer, adjacency)
             if packets_out > before_out:
                 for name, protocol in peer.needs:
                     if name == tunnel:
                         self.tunnels[tunnel].nhrp.note_traffic(protocol, now)
+        self._settle(now)
+        return busy
+
+    def sa_traffic(self, carried: Mapping[BusySa, Carried], now: float) -> None:
+        """What CHILD_SAs have carried, totals: signs of life, and what their limits count."""
+        note_carried(self.peering, carried, now)
         self._settle(now)
 
     def handle_timer(self, now: float) -> None:

@@ -40,6 +40,8 @@ INITIAL_CONTACT_SPARES = 5.0
 #: A peer that has called gets traffic once something came from it, or after this long: by then it has our answer even
 #: if that was lost and asked for again three times (seconds).
 CONFIRMATION_DELAY = 3.0
+#: A peer that was up for this long is called again at once when it goes down, seconds.
+STEADY = 60.0
 #: Refused callers that `dsvpn show peers` remembers.
 MAX_REFUSED = 64
 #: RFC 3948 section 4 leaves the interval to the sender; 20 s is under the shortest UDP timers of common NATs.
@@ -123,12 +125,10 @@ class Peering:
         if peer in self._confirmations:
             self.confirm(peer)
 
-    def heard_data(self, peer: Peer, now: float) -> None:
-        """Data came from the peer through its SA: it lives, and it has an SA that we have too."""
+    def heard_data(self, peer: Peer) -> None:
+        """Data came from the peer through an SA: it has one that we have too."""
         if not peer.confirmed and peer in self._confirmations:
             self.confirm(peer)
-        for ike_sa in peer.ike_sas:
-            self.ike.note_traffic(ike_sa, now)
 
     def unwanted_until_mapped(self, peer: Peer, now: float) -> None:
         """Let go of a peer after a while, unless a mapping wants it by then."""
@@ -181,6 +181,11 @@ class Peering:
 
     def _call(self, peer: Peer, now: float) -> None:
         if peer.up or peer.attempt is not None or not peer.calls or peer.profile is None or self.closing:
+            return
+        established = next((sa for sa in peer.ike_sas if sa in self._initiated), None)
+        if established is not None:
+            # Its CHILD_SAs were deleted, by a limit or by the peer: the IKE SA makes another.
+            self.ike.create_child(established, now)
             return
         source = next((tunnel.source for tunnel in self._tunnels_of(peer) if tunnel.source is not None), None)
         if source is None:
@@ -432,6 +437,8 @@ class Peering:
         peer.children.pop(inbound_spi, None)
         if peer.current != inbound_spi:
             return
+        if peer.since is not None and now - peer.since > STEADY:
+            peer.failures = 0
         child = peer.best_child()
         if child is not None:
             self._seal_with(peer, child)
@@ -440,6 +447,8 @@ class Peering:
         self._peer_down(peer, now)
         for adjacency in peer.adjacencies.values():
             self._emit(ClearOutboundSa(adjacency))
+        if ike_sa in self._initiated and self.ike.is_established(ike_sa):
+            self._call_again(peer, now)
 
     def _on_path(self, ike_sa: int, path: Path) -> None:
         peer = self.peers.by_ike_sa(ike_sa)

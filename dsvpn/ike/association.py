@@ -7,6 +7,9 @@ that are on their way out or have not yet won a simultaneous rekey.
 
 from __future__ import annotations
 
+from math import inf
+from typing import Final
+
 from dsvpn.addresses import Address, Path
 from dsvpn.ike.authentication.proof import Proved
 from dsvpn.ike.child_sa import LINGER, ChildSa, ChildState
@@ -29,6 +32,10 @@ from dsvpn.ike.ike_sa import IkeSa
 from dsvpn.ike.profile import IkeProfile
 from dsvpn.ike.state import IkeState
 from dsvpn.ike.suites import EspSuite
+from dsvpn.ike.volume import Carried, Volume
+
+#: The part of the DPD interval that packets may go to the peer without any from there.
+UNANSWERED: Final = 0.5
 
 
 class Association:
@@ -50,6 +57,8 @@ class Association:
         #: Whether both ends send long messages in fragments (RFC 7383).
         self.fragmentation = False
         self.last_heard = now
+        #: Since when ESP goes to the peer and nothing comes from there.
+        self.unanswered_since = inf
         self.current: IkeSa | None = None
         self.ike_sas: list[IkeSa] = []
         self.children: list[ChildSa] = []
@@ -119,6 +128,22 @@ class Association:
     def heard(self, now: float) -> None:
         """A sign of life: an authenticated message or ESP packet."""
         self.last_heard = now
+        self.unanswered_since = inf
+
+    def spoke(self, now: float) -> None:
+        """ESP went to the peer and none came back."""
+        self.unanswered_since = min(self.unanswered_since, now)
+
+    @property
+    def liveness_at(self) -> float:
+        """When to ask the peer for a sign of life: after a silence of the interval, and after half of it where packets
+        go to the peer and none comes back (RFC 7296 section 2.4: a peer that nobody needs is not asked for its own
+        sake more often than that)."""
+        assert self.profile is not None
+        interval = self.profile.dpd_interval
+        if not interval:
+            return inf
+        return min(self.last_heard + interval, self.unanswered_since + interval * UNANSWERED)
 
     def follow(self, path: Path) -> None:
         """An authenticated message came by `path`. Only a peer behind a NAT may move so: its mapping changed
@@ -197,6 +222,7 @@ class Association:
             created=now,
             rekey_at=now + self.soft_lifetime(profile.child_lifetime),
             expires_at=now + profile.child_lifetime,
+            volume=Volume(profile.child_bytes, profile.child_packets, esn, self.soft_lifetime(1.0)),
             replaces=None if replaces is None else replaces.inbound_spi,
             outbound_ready=outbound_ready,
         )
@@ -227,6 +253,22 @@ class Association:
         once (RFC 7296 section 2.8)."""
         assert self.profile is not None
         return lifetime * (1.0 - self.profile.rekey_margin * (1.0 + self.context.uniform()))
+
+    def note_carried(self, child: ChildSa, carried: Carried, now: float) -> None:
+        """The data plane's counters of a CHILD_SA: they show life, and make it rekeyed or deleted in time."""
+        came, went = child.volume.note(carried)
+        if came:
+            self.heard(now)
+            self.make_outbound_ready(child)
+        elif went:
+            self.spoke(now)
+        current = self.current
+        if current is None or current.state is not IkeState.ESTABLISHED:
+            return
+        if child.volume.is_over:
+            self.delete_child(child, now)
+        elif child.state is ChildState.INSTALLED and child.rekey_at > now and child.volume.claim_rekey():
+            current.rekey_child(child, now)
 
     def find_child(self, outbound_spi: int) -> ChildSa | None:
         """The CHILD_SA that the peer calls by `outbound_spi`."""
@@ -307,8 +349,8 @@ class Association:
         if self.established and (current := self.current) is not None and current.state is IkeState.ESTABLISHED:
             assert self.profile is not None
             times += (current.rekey_at, current.expires_at)
-            if self.profile.dpd_interval and current.requests.outstanding is None:
-                times.append(self.last_heard + self.profile.dpd_interval)
+            if current.requests.outstanding is None:
+                times.append(self.liveness_at)
             for child in self.children:
                 if child.state is ChildState.LINGERING:
                     times.append(child.gone_at)
@@ -339,11 +381,7 @@ class Association:
                 current.rekey_child(child, now)
         if current.rekey_at <= now:
             current.rekey(now)
-        if (
-            self.profile.dpd_interval
-            and current.requests.outstanding is None
-            and self.last_heard + self.profile.dpd_interval <= now
-        ):
+        if current.requests.outstanding is None and self.liveness_at <= now:
             current.check_liveness(now)
 
     def delete_child(self, child: ChildSa, now: float) -> None:

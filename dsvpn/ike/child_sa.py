@@ -8,6 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from dsvpn.ike.suites import EspSuite
+from dsvpn.ike.volume import Volume
 
 if TYPE_CHECKING:
     from dsvpn.ike.create_child import CreateChild
@@ -40,6 +41,7 @@ class ChildSa:
     created: float
     rekey_at: float
     expires_at: float
+    volume: Volume
     replaces: int | None
     outbound_ready: bool
     state: ChildState = ChildState.INSTALLED

@@ -23,6 +23,7 @@ from dsvpn.ike.profile import IkeProfile
 from dsvpn.ike.respond_init import respond_init
 from dsvpn.ike.snapshot import association_status
 from dsvpn.ike.status import IkeSaStatus
+from dsvpn.ike.volume import Carried
 from dsvpn.wire import ikev2 as wire
 from dsvpn.wire.ikev2 import SPI_LENGTH, ZERO_SPI, ExchangeType
 
@@ -211,13 +212,6 @@ class IkeEngine:
                     association.current.say_goodbye(reason, now)
             self._schedule(association)
 
-    def note_traffic(self, ike_sa: int, now: float) -> None:
-        """Authenticated ESP arrived from the peer: it counts as a sign of life. Nothing for a handle that is gone."""
-        association = self._context.associations.get(ike_sa)
-        if association is not None:
-            # The timer finds out when it fires: rearming it for each report of traffic would cost more.
-            association.heard(now)
-
     def note_inbound(self, inbound_spi: int, now: float) -> None:
         """Authenticated ESP arrived on this SPI: the peer has the CHILD_SA, so sealing may move to it."""
         found = self._context.children.get(inbound_spi)
@@ -225,6 +219,23 @@ class IkeEngine:
             association, child = found
             association.heard(now)
             association.make_outbound_ready(child)
+
+    def note_carried(self, inbound_spi: int, carried: Carried, now: float) -> None:
+        """The data plane's counters of a CHILD_SA, every few seconds while it is in use. What comes in is a sign of
+        life, and what is near its limits is rekeyed. Nothing for a CHILD_SA that is gone."""
+        found = self._context.children.get(inbound_spi)
+        if found is not None:
+            association, child = found
+            association.note_carried(child, carried, now)
+            # A deadline that only moved away finds out when it fires: rearming it each time would cost more.
+            deadline = association.deadline()
+            if association.scheduled is None or (deadline is not None and deadline < association.scheduled):
+                self._schedule(association)
+
+    def is_established(self, ike_sa: int) -> bool:
+        """Whether the handle is of an established IKE SA that is not being deleted."""
+        association = self._context.associations.get(ike_sa)
+        return association is not None and association.established
 
     def check_liveness(self, ike_sa: int, now: float) -> None:
         """Ask the peer for a sign of life now."""

@@ -43,7 +43,8 @@ class IkeProfile:
     are empty where certificates alone are used: `credentials` prove us, `trust` decides about peers.
     `force_udp_encapsulation` makes both ends detect a NAT that is not there, so that ESP goes in UDP. A lifetime is
     hard: at its end the SA is deleted; the rekey starts earlier by `rekey_margin` of the lifetime plus up to as much
-    again at random.
+    again at random. `child_bytes` and `child_packets` are lifetimes of CHILD_SAs by what they carry in either
+    direction, hard and soft in the same way; 0 is no limit.
     `dpd_interval` is the silence after which the peer is asked for a sign of life; 0 never asks.
     `ppks` are the post-quantum preshared keys: an initiator uses the first, a responder the one that the peer names.
     """
@@ -57,6 +58,8 @@ class IkeProfile:
     force_udp_encapsulation: bool = False
     ike_lifetime: float = 14400.0
     child_lifetime: float = 3600.0
+    child_bytes: int = 0
+    child_packets: int = 0
     rekey_margin: float = 0.1
     dpd_interval: float = 20.0
     retransmission: RetransmissionSchedule = RetransmissionSchedule()
@@ -86,5 +89,8 @@ class IkeProfile:
         for name in ("ike_lifetime", "child_lifetime"):
             if getattr(self, name) < 10.0:
                 raise MisuseError(f"profile {self.name!r}: {name} {getattr(self, name)} s is shorter than 10 s")
+        for name in ("child_bytes", "child_packets"):
+            if getattr(self, name) < 0:
+                raise MisuseError(f"profile {self.name!r}: {name} {getattr(self, name)} is negative; 0 is no limit")
         if self.dpd_interval < 0:
             raise MisuseError(f"profile {self.name!r}: dpd_interval {self.dpd_interval} s is negative; 0 is never")

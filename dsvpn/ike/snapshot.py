@@ -54,6 +54,11 @@ def _child_status(child: ChildSa, now: float) -> ChildSaStatus:
         expires_in=child.expires_at - now,
         outbound_ready=child.outbound_ready,
         udp_encapsulation=child.udp_encapsulation,
+        packets_in=child.volume.packets_in,
+        bytes_in=child.volume.bytes_in,
+        packets_out=child.volume.packets_out,
+        bytes_out=child.volume.bytes_out,
+        used=child.volume.used,
     )
 
 

@@ -25,6 +25,13 @@ class ChildSaStatus:
     expires_in: float
     outbound_ready: bool
     udp_encapsulation: bool
+    #: As last reported by the data plane.
+    packets_in: int = 0
+    bytes_in: int = 0
+    packets_out: int = 0
+    bytes_out: int = 0
+    #: The part of the nearest limit by octets, packets or sequence numbers that is used, 0 to 1; 0 without a limit.
+    used: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@ from dsvpn.commands import (
     SetRoute,
 )
 from dsvpn.errors import HostError
+from dsvpn.gateway.usage import BusySa
+from dsvpn.ike.volume import Carried
 from dsvpn.io.keylog import KeyLog
 from dsvpn.observe.limit import RateLimit
 
@@ -210,6 +212,21 @@ class Commander:
             counters = self.adjacency_counters(adjacency)
             if counters:
                 found[adjacency] = counters["packets_in"], counters["packets_out"]
+        return found
+
+    def sa_traffic(self, busy: Iterable[BusySa]) -> dict[BusySa, Carried]:
+        """What CHILD_SAs have carried, totals; those that are gone meanwhile are left out."""
+        found: dict[BusySa, Carried] = {}
+        for sa in busy:
+            inbound = _or_empty(self._dataplane.sa_counters, sa.inbound_spi)
+            if not inbound:
+                continue
+            outbound = _or_empty(self._dataplane.outbound_sa_counters, sa.adjacency)
+            if outbound.get("spi") == sa.outbound_spi:
+                sent = outbound["packets"], outbound["bytes"], outbound["sequence"]
+                found[sa] = Carried(inbound["packets"], inbound["bytes"], *sent)
+            else:
+                found[sa] = Carried(inbound["packets"], inbound["bytes"])
         return found
 
     def adjacency_counters(self, adjacency: int) -> dict[str, int]:

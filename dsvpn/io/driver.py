@@ -295,7 +295,9 @@ class Driver:
         self._guarded(self._take_traffic)()
 
     def _take_traffic(self) -> None:
-        self._gateway.traffic(self._commander.traffic(), time.monotonic())
+        now = time.monotonic()
+        busy = self._gateway.traffic(self._commander.traffic(), now)
+        self._gateway.sa_traffic(self._commander.sa_traffic(busy), now)
         self._flush()
 
     def _take_routes(self, changes: Iterable[RouteChange]) -> None:

@@ -263,7 +263,21 @@ def _sa(value: list[dict[str, Any]]) -> list[RenderableType]:
     )
     children = _table(
         "CHILD_SAs",
-        ("peer", "SPI in", "SPI out", "state", "suite", "by", "age", "rekey in", "in", "replayed", "unauthentic"),
+        (
+            "peer",
+            "SPI in",
+            "SPI out",
+            "state",
+            "suite",
+            "by",
+            "age",
+            "rekey in",
+            "in",
+            "out",
+            "used",
+            "replayed",
+            "unauthentic",
+        ),
         (
             (
                 sa["remote_identity"],
@@ -275,6 +289,8 @@ def _sa(value: list[dict[str, Any]]) -> list[RenderableType]:
                 duration(child["age"]),
                 duration(child["rekey_in"]),
                 size(child.get("counters", {}).get("bytes", 0)),
+                size(child.get("bytes_out", 0)),
+                f"{child.get('used', 0.0):.0%}",
                 child.get("counters", {}).get("replayed"),
                 child.get("counters", {}).get("unauthentic"),
             )

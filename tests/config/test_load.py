@@ -105,6 +105,12 @@ def test_routes_and_maps(tmp_path: Path) -> None:
         ('"aes128gcm16", "chacha', '"des", "chacha', "ipsec.default.esp: "),
         ('ipsec = "default"', 'ipsec = "other"', 'the profile "other", which is not in the file ("default")'),
         ('protocol = "10.0.0.1"', 'protocol = "10.0.0.11"', "10.0.0.11 is this gateway's own tunnel address"),
+        (
+            'mode = "transport"',
+            "child_lifetime_bytes = 1000",
+            "1000 would be over before a rekey is; write at least 1000000, or 0 for no limit",
+        ),
+        ('mode = "transport"', "child_lifetime_packets = 999", "write at least 1000, or 0 for no limit"),
         ("[gateway]", "[gateway", "the file is not TOML"),
         ("psk = {", "pks = {", "ipsec.default.auth.pks: there is no such key; write psk"),
         ("tunnel.dsvpn0", "tunnel.a-device-name-too-long", "cannot name a device"),

@@ -33,12 +33,16 @@ from dsvpn.commands import (
 )
 from dsvpn.config.load import parse_config
 from dsvpn.gateway import Gateway
+from dsvpn.gateway.usage import BusySa
+from dsvpn.ike.volume import Carried
 from dsvpn.nhrp.config import Route
 from tests.simulation import Datagram, Host, NatBox, Simulation, Timer, Underlay
 
 #: How often the model reports traffic counters to the gateway, seconds.
 TRAFFIC_INTERVAL = 2.0
 UNDERLAY_MTU = 1500
+#: What every packet counts for.
+PACKET_OCTETS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,9 @@ class Site:
     kernel_shortcuts: dict[tuple[str, Prefix], Address | None] = field(default_factory=dict)
     multicast: dict[str, tuple[int, ...]] = field(default_factory=dict)
     counters: dict[int, tuple[int, int]] = field(default_factory=dict)
+    #: Packets by SPI: what came in by ours, what went out by the peer's.
+    carried_in: dict[int, int] = field(default_factory=dict)
+    carried_out: dict[int, int] = field(default_factory=dict)
     spis: set[int] = field(default_factory=set)
     running: bool = False
     _timer: Timer | None = None
@@ -117,6 +124,8 @@ class Site:
             table.clear()
         self.kernel_shortcuts.clear()
         self.multicast.clear()
+        self.carried_in.clear()
+        self.carried_out.clear()
         self.spis.clear()
         self._misses.clear()
         self.running = True
@@ -252,6 +261,7 @@ class Site:
                 self._lose("no_sa")
                 return False
             payload = Sealed(sa.spi, sa.keymat, inner)
+            self.carried_out[sa.spi] = self.carried_out.get(sa.spi, 0) + 1
         path = adjacency.path
         source = Endpoint(self.host.address, path.local.port)
         self.host.send(Datagram(source, path.remote, adjacency.encapsulation, payload))
@@ -271,6 +281,7 @@ class Site:
                 return self._lose("unknown_spi")
             if sa.keymat != payload.keymat:
                 return self._lose("unauthentic")
+            self.carried_in[sa.spi] = self.carried_in.get(sa.spi, 0) + 1
             for number in sa.adjacencies:
                 adjacency = self.adjacencies.get(number)
                 if adjacency and self.gateway.config.tunnels[adjacency.tunnel].key == payload.inner.key:
@@ -323,8 +334,7 @@ class Site:
 
     def _count_traffic(self, life: int) -> None:
         if self.running and life == self._life:
-            self.gateway.traffic(self.counters, self.simulation.now)
-            self._flush()
+            self._take_traffic()
             self.simulation.schedule(TRAFFIC_INTERVAL, lambda: self._count_traffic(life))
 
     def _flush(self) -> None:
@@ -349,8 +359,20 @@ class Site:
     def _look(self, life: int) -> None:
         self._looking = False
         if self.running and life == self._life:
-            self.gateway.traffic(self.counters, self.simulation.now)
-            self._flush()
+            self._take_traffic()
+
+    def _take_traffic(self) -> None:
+        now = self.simulation.now
+        carried: dict[BusySa, Carried] = {}
+        for sa in self.gateway.traffic(self.counters, now):
+            came = self.carried_in.get(sa.inbound_spi, 0)
+            carried[sa] = Carried(came, came * PACKET_OCTETS)
+            outbound = self.outbound.get(sa.adjacency)
+            if outbound is not None and outbound.spi == sa.outbound_spi:
+                went = self.carried_out.get(sa.outbound_spi, 0)
+                carried[sa] = Carried(came, came * PACKET_OCTETS, went, went * PACKET_OCTETS, went)
+        self.gateway.sa_traffic(carried, now)
+        self._flush()
 
     def _on_timer(self) -> None:
         if self.running:

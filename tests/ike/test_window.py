@@ -7,6 +7,7 @@ import pytest
 from dsvpn.errors import MisuseError
 from dsvpn.ike import events
 from dsvpn.ike.profile import RetransmissionSchedule
+from dsvpn.ike.volume import Carried
 from dsvpn.wire import ikev2 as wire
 from dsvpn.wire.ikev2 import NotifyType
 from tests.ike.harness import Wire, both_options, make_profile, make_wire
@@ -126,9 +127,9 @@ def test_dpd_asks_after_silence_and_traffic_is_a_sign_of_life() -> None:
     net = make_wire(make_profile("a", dpd_interval=10.0))
     net.connect()
     sent = len(net.record)
-    for _ in range(10):
+    for carried in range(1, 11):
         net.sleep(5)
-        net.a.engine.note_traffic(net.a.handle, net.now)
+        net.a.engine.note_carried(net.a.child.inbound_spi, Carried(carried, 0), net.now)
     net.sleep(5)
     net.a.engine.note_inbound(net.a.child.inbound_spi, net.now)
     net.sleep(9.9)

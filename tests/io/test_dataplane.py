@@ -29,6 +29,8 @@ from dsvpn.commands import (
     SetOutboundSa,
     SetRoute,
 )
+from dsvpn.gateway.usage import BusySa
+from dsvpn.ike.volume import Carried
 from dsvpn.io.dataplane import Commander
 from dsvpn.io.keylog import KeyLog
 from tests.io.namespace import ip, new_namespace
@@ -185,6 +187,9 @@ def test_every_command_is_carried_out(rig: Rig, tmp_path: FilePath) -> None:
     assert packet[28:32] == (0x1234).to_bytes(4, "big")
     assert set(rig.commander.adjacencies) == {3, 4}
     assert rig.commander.traffic().keys() == {3, 4}
+    seals, sealed_before, gone = BusySa(spi, 0x1234, 4), BusySa(spi, 0x1233, 4), BusySa(spi + 1, 0x1234, 4)
+    carried = rig.commander.sa_traffic([seals, sealed_before, gone])
+    assert carried == {seals: Carried(0, 0, 1, len(b"sealed"), 1), sealed_before: Carried(0, 0)}
     logged = (tmp_path / "keys" / "esp_sa").read_text()
     assert f'"192.0.2.1","*","0x{spi:08x}","AES-GCM with 16 octet ICV [RFC4106]","0x{keymat.hex()}"' in logged
     assert '"*","192.0.2.1","0x00001234"' in logged

@@ -1,0 +1,207 @@
+"""Lifetimes of CHILD_SAs by what they carry, and the silence of a peer that packets go to."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import pytest
+
+from dsvpn.errors import MisuseError
+from dsvpn.ike import events
+from dsvpn.ike.volume import LAST_SEQUENCE, Carried, Volume
+from dsvpn.wire import ikev2 as wire
+from dsvpn.wire.ikev2 import EsnId, TransformType
+from tests.ike.harness import End, Payloads, Wire, make_profile, make_wire
+
+
+def report(net: Wire, end: End, packets_in: int = 0, bytes_in: int = 0, out: tuple[int, int, int] = (0, 0, 0)) -> None:
+    """The data plane's counters of the CHILD_SA that seals."""
+    end.engine.note_carried(end.child.inbound_spi, Carried(packets_in, bytes_in, *out), net.now)
+    net.settle()
+
+
+def connected(**options: Any) -> Wire:
+    net = make_wire(make_profile("a", **options), make_profile("b", **options))
+    net.connect()
+    return net
+
+
+@pytest.mark.parametrize(
+    ("options", "below", "beyond"),
+    [
+        ({"child_bytes": 1000}, {"bytes_in": 799}, {"bytes_in": 901}),
+        ({"child_bytes": 1000}, {"out": (1, 799, 1)}, {"out": (1, 901, 1)}),
+        ({"child_packets": 1000}, {"packets_in": 799}, {"packets_in": 901}),
+        ({"child_packets": 1000}, {"out": (799, 0, 799)}, {"out": (901, 0, 901)}),
+    ],
+)
+def test_soft_limit_rekeys_before_the_hard_one(
+    options: dict[str, Any], below: dict[str, Any], beyond: dict[str, Any]
+) -> None:
+    net = connected(**options)
+    old = net.a.child
+    report(net, net.a, **below)
+    assert net.a.child == old
+    report(net, net.a, **beyond)
+    assert net.a.child.replaces == old.inbound_spi
+    net.check_traffic()
+    # What is rekeyed is not rekeyed again, and the new one counts from the beginning.
+    net.a.engine.note_carried(old.inbound_spi, Carried(1, 1, *beyond.get("out", (0, 0, 0))), net.now)
+    net.sleep(30)
+    assert len(net.a.of(events.ChildSaEstablished)) == 2
+    net.check_agreement()
+
+
+def test_the_soft_limit_is_spread() -> None:
+    """Neither both ends nor all peers rekey at once."""
+    chance = Random(1)
+    reached = []
+    for _ in range(200):
+        volume = Volume(0, 1000, True, 1.0 - 0.1 * (1.0 + chance.random()))
+        packets = 0
+        while not volume.claim_rekey():
+            packets += 1
+            volume.note(Carried(packets, 0))
+        reached.append(packets)
+    assert 800 <= min(reached) < 815
+    assert 885 < max(reached) <= 900
+
+
+def test_hard_limit_deletes() -> None:
+    """A data plane that is faster than the rekey: the SA goes at once, and nothing seals with it."""
+    net = connected(child_packets=1000)
+    net.a.engine.note_carried(net.a.child.inbound_spi, Carried(0, 0, 1000, 0, 1000), net.now)
+    net.a.drain()
+    net.settle()
+    assert not net.a.children
+    assert not net.b.children
+    assert net.a.established
+    net.check_agreement()
+
+
+def test_hard_limit_while_the_rekey_has_no_answer() -> None:
+    net = connected(child_packets=1000)
+    old = net.a.child.inbound_spi
+    net.a.engine.note_carried(old, Carried(0, 0, 950, 0, 950), net.now)
+    net.collect()
+    net.lose("a")
+    net.a.engine.note_carried(old, Carried(0, 0, 1000, 0, 1000), net.now)
+    net.sleep(30)
+    # The peer made the new SA before it heard of the delete: that one goes on.
+    assert old not in net.a.children
+    net.check_agreement()
+
+
+def without_esn(payloads: Payloads) -> list[wire.Payload]:
+    """The offer of a peer that has no extended sequence numbers."""
+    changed: list[wire.Payload] = []
+    for payload in payloads:
+        if isinstance(payload, wire.SecurityAssociation):
+            proposals = tuple(
+                wire.Proposal(
+                    p.number,
+                    p.protocol,
+                    p.spi,
+                    tuple(t for t in p.transforms if (t.type, t.id) != (TransformType.ESN, EsnId.ESN)),
+                )
+                for p in payload.proposals
+            )
+            changed.append(wire.SecurityAssociation(proposals))
+        else:
+            changed.append(payload)
+    return changed
+
+
+def test_sequence_numbers_run_out_without_esn() -> None:
+    net = make_wire()
+    net.a.engine.initiate("default", net.a.path_to(net.b), net.now)
+    net.collect()
+    net.deliver("a")
+    net.deliver("b")
+    net.deliver_inside("a", without_esn)
+    net.settle()
+    old = net.b.child
+    assert not old.esn
+    net.b.engine.note_carried(old.inbound_spi, Carried(0, 0, 1, 1, LAST_SEQUENCE * 79 // 100), net.now)
+    net.settle()
+    assert net.b.child == old
+    # At ten million packets per second, a tenth of all numbers lasts 43 s: more than a rekey and all its repetitions.
+    net.b.engine.note_carried(old.inbound_spi, Carried(0, 0, 1, 1, LAST_SEQUENCE * 91 // 100), net.now)
+    net.settle()
+    assert net.b.child.replaces == old.inbound_spi
+    net.check_traffic()
+
+
+def test_with_esn_sequence_numbers_do_not_run_out() -> None:
+    net = connected()
+    old = net.a.child
+    assert old.esn
+    report(net, net.a, packets_in=2**40, out=(2**40, 2**50, 2**40))
+    assert net.a.child == old
+
+
+def test_status_tells_what_was_carried() -> None:
+    net = connected(child_packets=1000)
+    report(net, net.a, packets_in=100, bytes_in=5000, out=(200, 9000, 200))
+    child = net.a.snapshot(net.now)[0].children[0]
+    assert (child.packets_in, child.bytes_in, child.packets_out, child.bytes_out) == (100, 5000, 200, 9000)
+    assert child.used == pytest.approx(0.2)
+
+
+def test_counters_of_an_sa_that_is_gone_are_nothing() -> None:
+    net = connected()
+    net.a.engine.note_carried(12345, Carried(1, 1), net.now)
+    net.collect()
+    assert not net.flying["a"]
+
+
+@pytest.mark.parametrize("name", ["child_bytes", "child_packets"])
+def test_negative_limits_are_refused(name: str) -> None:
+    with pytest.raises(MisuseError, match=name):
+        make_profile("a", **{name: -1})
+
+
+# -- silence -------------------------------------------------------------------------------------------------------
+
+
+def test_packets_without_an_answer_ask_for_life_sooner() -> None:
+    net = make_wire(make_profile("a", dpd_interval=20.0))
+    net.connect()
+    sent = len(net.record)
+    net.sleep(2)
+    report(net, net.a, out=(10, 1000, 10))
+    net.sleep(9.9)
+    assert len(net.record) == sent
+    net.sleep(0.2)
+    assert len(net.record) == sent + 2
+    # The answer is life: asked again only after more packets, or the whole interval.
+    net.sleep(19)
+    assert len(net.record) == sent + 2
+    report(net, net.a, out=(20, 2000, 20))
+    net.sleep(1.2)
+    assert len(net.record) == sent + 4
+
+
+def test_traffic_in_both_directions_asks_nothing() -> None:
+    net = make_wire(make_profile("a", dpd_interval=20.0))
+    net.connect()
+    sent = len(net.record)
+    for count in range(1, 100):
+        net.sleep(2)
+        report(net, net.a, packets_in=count, out=(count, count, count))
+    assert len(net.record) == sent
+
+
+def test_a_dead_peer_that_packets_go_to_is_found_in_half_the_time() -> None:
+    net = make_wire(make_profile("a", dpd_interval=20.0))
+    net.connect()
+    start = net.now
+    count = 0
+    while net.a.established:
+        count += 1
+        net.a.engine.note_carried(net.a.child.inbound_spi, Carried(0, 0, count, count, count), net.now)
+        net.sleep(1, deliver=False)
+        net.a.drain()
+    # 10 s of silence, then 0.5 + 1 + 2 + 4 + 4 s of repetitions.
+    assert net.now - start == pytest.approx(10 + 11.5, abs=1.1)
