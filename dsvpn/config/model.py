@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from dsvpn.addresses import Address
+from dsvpn.config.authorize import Authorize
 from dsvpn.config.fields import (
     AddressField,
     Duration,
@@ -175,6 +176,8 @@ class TunnelConfig(_Section):
     df: Literal["set", "clear"] = "set"
     """The DF bit of outer packets."""
     routes: tuple[RouteSection, ...] = ()
+    authorize: Authorize = {}
+    """By identity ("*.example.net" for several): the tunnel addresses and prefixes that a peer may claim by NHRP."""
     nhrp: NhrpSection = NhrpSection()
 
     @property
@@ -206,6 +209,12 @@ class TunnelConfig(_Section):
                     f'{value!r} is neither an address nor an interface name; write one like "eth0" or "192.0.2.11"'
                 ) from None
         return value
+
+    @model_validator(mode="after")
+    def _identities_are_proved(self) -> Self:
+        if self.authorize and not self.protected:
+            raise ValueError('authorize goes by identity, and ipsec = "none" proves none; write the name of a profile')
+        return self
 
     @model_validator(mode="after")
     def _families_fit(self) -> Self:

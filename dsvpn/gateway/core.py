@@ -305,6 +305,10 @@ class Gateway:
             case nhrp_events.ShortcutRemoved(prefix, reason):
                 self._event("info", "shortcut_removed", f"{tunnel.name}: no direct path to {prefix}: {reason}")
                 tunnel.remove_shortcut(prefix)
+            case nhrp_events.ClaimDenied(identity, action, protocol, reason):
+                self._event(
+                    "warning", "claim_denied", f"{tunnel.name}: {identity} may not {action} for {protocol}: {reason}"
+                )
             case nhrp_events.NhsUp(protocol, nat_address):
                 seen = f", which sees us as {nat_address}" if nat_address is not None else ""
                 self._event("info", "nhs_up", f"{tunnel.name}: registered with NHS {protocol}{seen}")

@@ -254,7 +254,9 @@ class Peering:
 
     def _peer_up(self, peer: Peer, now: float) -> None:
         for name, adjacency in peer.adjacencies.items():
-            self.tunnels[name].nhrp.peer_up(peer.nbma, adjacency, now)
+            tunnel = self.tunnels[name]
+            claim = tunnel.authorizer.claim(peer.proved, peer.certified)
+            tunnel.nhrp.peer_up(peer.nbma, adjacency, now, claim)
         self._peer_changed(peer)
 
     def confirm(self, peer: Peer) -> None:
@@ -334,6 +336,13 @@ class Peering:
                 peer = self.make_peer(event.profile, remote, event.remote_claimed)
                 self._farewells[peer] = now + UNWANTED_PEER_GRACE
             self.peers.bind_ike_sa(event.ike_sa, peer)
+        elif peer.ike_sas and peer.identity != event.remote_identity:
+            # Somebody else at this address has called meanwhile. Two identities never share a peer: NHRP inside the SA
+            # of one would speak for the other.
+            peer.attempt = None
+            peer = self.make_peer(event.profile, remote, event.remote_claimed)
+            self._farewells[peer] = now + UNWANTED_PEER_GRACE
+            self.peers.bind_ike_sa(event.ike_sa, peer)
         if event.initiator:
             peer.attempt = None
         elif peer.attempt is not None and event.remote_nat:
@@ -345,12 +354,16 @@ class Peering:
                 self.ike.delete(older, now, "the peer has started anew")
         peer.ike_sas.append(event.ike_sa)
         peer.identity = event.remote_identity
+        peer.proved, peer.certified = event.identity, event.certified
         if event.remote_claimed is not None:
             peer.private_nbma = event.remote_claimed
         peer.local_nat, peer.remote_nat = event.local_nat, event.remote_nat
         peer.failures = 0
         peer.last_error = ""
         self._established[event.ike_sa] = now
+        if peer.up:
+            # Another certificate may give it other addresses.
+            self._peer_up(peer, now)
         if event.initiator:
             self._initiated.add(event.ike_sa)
         role = "initiator" if event.initiator else "responder"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from dsvpn.addresses import Address, Path
+from dsvpn.addresses import Address, Path, Prefix
 from dsvpn.commands import Encapsulation
+from dsvpn.ike.identity import Identity
 from dsvpn.nhrp.events import MappingKind
 
 #: Kinds of mappings for which this end calls the peer. The others only hold on to a peer that has called.
@@ -59,6 +60,9 @@ class Peer:
     remote_nat: bool = False
     since: float | None = None
     packets: dict[str, tuple[int, int]] = field(default_factory=dict)
+    #: The identity that the youngest IKE SA has proved, and the addresses in its certificate.
+    proved: Identity | None = None
+    certified: tuple[Prefix, ...] = ()
 
     @property
     def up(self) -> bool:

@@ -9,6 +9,7 @@ from ipaddress import ip_network
 from dsvpn.addresses import Address, Prefix
 from dsvpn.commands import Command, InstallKernelRoute, RemoveKernelRoute, SetMulticast
 from dsvpn.config.model import TunnelConfig
+from dsvpn.gateway.authorization import Authorizer
 from dsvpn.gateway.forwarding import Forwarding, RouteSource, Target
 from dsvpn.gateway.ids import IdPool
 from dsvpn.gateway.peers import Peer
@@ -47,6 +48,7 @@ class Tunnel:
         self.mappings: dict[Address, Mapping] = {}
         self.shortcuts: dict[Prefix, Address] = {}
         self.forwarding = Forwarding(name, next_hop_ids, self.target, emit)
+        self.authorizer = Authorizer(config)
         self.nhrp = NhrpEngine(nhrp_config(config), random, route_lookup)
         self._emit = emit
         self._nhs_order = [entry.protocol for entry in sorted(config.nhrp.nhs, key=lambda entry: entry.priority)]

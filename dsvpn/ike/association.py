@@ -173,6 +173,8 @@ class Association:
                 self.remote_nat,
                 initial_contact,
                 remote_claimed,
+                self.remote_identity,
+                () if self.proved is None else self.proved.addresses,
             )
         )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dsvpn.addresses import Address, Path
+from dsvpn.addresses import Address, Path, Prefix
+from dsvpn.ike.identity import Identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,9 @@ class IkeSaEstablished:
     #: The address that the peer proposed as its own in its traffic selectors, before NAT substitution (RFC 7296
     #: section 2.23.1). With several peers behind one NAT address it tells which of them this is. None when unknown.
     remote_claimed: Address | None = None
+    #: `remote_identity` as the peer has proved it, and the addresses that the certificate carries with which it did.
+    identity: Identity | None = None
+    certified: tuple[Prefix, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,16 @@ class Identity:
         """The one identity that this stands for: itself."""
         return self
 
+    @property
+    def is_octets(self) -> bool:
+        """Whether `key` tells identities apart: a distinguished name may be encoded in several ways."""
+        return self.kind != IdentityType.DER_ASN1_DN
+
+    @property
+    def key(self) -> tuple[int, bytes]:
+        """The same for all that match this one, unless it is a distinguished name."""
+        return self.kind, self.data.lower() if self.kind in _TEXT else self.data
+
     def matches(self, other: Identity) -> bool:
         """Whether both name the same. The names of FQDN and RFC822 identities have no case (RFC 4343), nor have
         distinguished names (RFC 5280 section 7.1)."""

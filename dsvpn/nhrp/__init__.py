@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from dsvpn.nhrp.authorization import Claim
 from dsvpn.nhrp.config import NhrpConfig, NhsConfig, Route
 from dsvpn.nhrp.engine import NhrpEngine
 
-__all__ = ["NhrpConfig", "NhrpEngine", "NhsConfig", "Route"]
+__all__ = ["Claim", "NhrpConfig", "NhrpEngine", "NhsConfig", "Route"]

@@ -9,9 +9,11 @@ from ipaddress import IPv4Interface, IPv6Interface
 from dsvpn.addresses import Address
 from dsvpn.errors import DecodeError, MisuseError
 from dsvpn.nhrp.authentication import sign
+from dsvpn.nhrp.authorization import Authorization
 from dsvpn.nhrp.cache import Mapping, MappingCache
 from dsvpn.nhrp.config import NhrpConfig, Route
-from dsvpn.nhrp.events import Event
+from dsvpn.nhrp.denials import Denials
+from dsvpn.nhrp.events import DeniedAction, Event
 from dsvpn.nhrp.limits import ERROR_BURST, ERROR_RATE, MAX_PARKED, PARKED_TIME, RateLimiter
 from dsvpn.nhrp.peers import PeerTable
 from dsvpn.nhrp.shortcut import ShortcutTable
@@ -61,6 +63,8 @@ class NhrpContext:
         self.peers = PeerTable()
         self.cache = MappingCache(self.timers, self.events.append, mapping_removed)
         self.shortcuts = ShortcutTable(self.timers, self.events.append)
+        self.authorization = Authorization(self)
+        self.denials = Denials(self.counters, self.events.append)
         self.outbox: list[tuple[bytes, int]] = []
         self._own = frozenset(interface.ip for interface in config.protocol_addresses)
         self._parked: dict[Address, bytes] = {}
@@ -108,6 +112,10 @@ class NhrpContext:
     def count(self, name: str) -> None:
         """Count something under a name."""
         self.counters[name] += 1
+
+    def deny(self, peer: int | None, action: DeniedAction, protocol: Address, reason: str, now: float) -> None:
+        """A peer claims what it has no right to."""
+        self.denials.deny(self.authorization.identity(peer), action, protocol, reason, now)
 
     def request_id(self) -> int:
         """A request id that nobody off the path can guess, so that a reply proves that the request was seen."""
@@ -169,6 +177,7 @@ class NhrpContext:
     def forget_peer(self, peer: int) -> None:
         """A peer is gone: its number may come back for another one."""
         self.peers.remove(peer)
+        self.authorization.set_claim(peer, None)
         self._errors.forget(peer)
         self.outbox = [(data, to) for data, to in self.outbox if to != peer]
 

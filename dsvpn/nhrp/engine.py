@@ -8,6 +8,7 @@ from ipaddress import IPv4Network, IPv6Network
 from dsvpn.addresses import Address, Prefix
 from dsvpn.errors import DecodeError, MisuseError
 from dsvpn.nhrp.authentication import check
+from dsvpn.nhrp.authorization import Claim
 from dsvpn.nhrp.cache import Mapping
 from dsvpn.nhrp.config import NhrpConfig, Route
 from dsvpn.nhrp.context import NhrpContext, is_unicast, offending, packet_name
@@ -136,9 +137,13 @@ class NhrpEngine:
         """As hub: the packet that starts with `head` came from `peer` and leaves to another peer. Tell `peer`."""
         self._redirects.send(head, peer, now)
 
-    def peer_up(self, nbma: Address, peer: int, now: float) -> None:
-        """A protected path to an NBMA address exists, or an existing peer has moved to that address."""
+    def peer_up(self, nbma: Address, peer: int, now: float, claim: Claim | None = None) -> None:
+        """A protected path to an NBMA address exists, or an existing peer has moved to that address.
+
+        `claim` is what the peer has proved, None where the path proves nothing (plain GRE).
+        """
         context = self._context
+        context.authorization.set_claim(peer, claim)
         moved = context.peers.add(nbma, peer) is not None
         context.cache.bind(nbma, peer)
         if moved:
@@ -193,11 +198,13 @@ class NhrpEngine:
         for mapping in context.cache:
             if not mapping.permanent() and protocol in (None, mapping.protocol):
                 context.cache.remove(mapping.protocol, "cleared", now)
+        context.authorization.release(protocol)
         for shortcut in context.shortcuts:
             if protocol in (None, shortcut.next_hop):
                 context.shortcuts.remove(shortcut.prefix, "cleared")
         if protocol is None:
             self._resolutions.clear()
+            context.denials.clear()
             self._registrations.restart(now)
 
     def shutdown(self, now: float) -> None:
@@ -236,6 +243,7 @@ class NhrpEngine:
                 context.peer_of(mapping),
                 mapping.unique,
                 max(mapping.expires - now, 0.0) if mapping.expires is not None else None,
+                context.authorization.holder(mapping.protocol, now),
             )
             for mapping in context.cache
         ]
@@ -257,6 +265,7 @@ class NhrpEngine:
             tuple(shortcuts),
             self._resolutions.status(now),
             dict(context.counters),
+            context.denials.status(now),
         )
 
     # -- packets -------------------------------------------------------------------------------------------

@@ -71,4 +71,18 @@ class NhsDown:
     restart_peer: bool
 
 
-Event = MappingAdded | MappingRemoved | ShortcutAdded | ShortcutRemoved | NhsUp | NhsDown
+#: What a peer tried in the name of an address that is not its own.
+DeniedAction = Literal["register", "resolve", "answer", "purge"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimDenied:
+    """A peer has claimed what its identity does not give it. Told once for each identity and action."""
+
+    identity: str
+    action: DeniedAction
+    protocol: Address
+    reason: str
+
+
+Event = MappingAdded | MappingRemoved | ShortcutAdded | ShortcutRemoved | NhsUp | NhsDown | ClaimDenied

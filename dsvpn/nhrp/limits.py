@@ -20,6 +20,9 @@ MAX_RELAYED = 65536
 MAX_PREFIXES_PER_RELAY = 16
 #: Purge Requests that wait for their reply.
 MAX_PENDING_PURGES = 4096
+#: Protocol addresses whose holder is known, and denied claims that are remembered for people.
+MAX_HELD = MAX_REGISTRATIONS
+MAX_DENIALS = 64
 #: CIEs of one packet that are looked at.
 MAX_CIES = 64
 #: Replies that wait for the owner to make an adjacency for a stranger's NBMA address, and how long, in seconds.

@@ -77,6 +77,8 @@ class PurgeTable:
         source = message.source_protocol
         if source is None or not self._may_purge(source, peer):
             context.count("drop.purge_refused")
+            if source is not None:
+                context.deny(peer, "purge", source, "it does not have that address", now)
             return
         for cie in message.cies[:MAX_CIES]:
             if cie.protocol is not None:
@@ -125,6 +127,9 @@ class PurgeTable:
         if mapping.kind == "registered":
             if mapping.peer == peer:
                 context.cache.remove(protocol, f"purged by {source}", now)
+                context.authorization.release(protocol)
+            else:
+                context.deny(peer, "purge", protocol, "it does not have that address", now)
         elif mapping.kind in ("resolved", "observed") and (trusted or protocol == source):
             context.cache.remove(protocol, f"purged by {source}", now)
 

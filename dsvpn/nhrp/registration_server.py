@@ -70,6 +70,10 @@ class RegistrationServer:
         source = message.source_protocol
         if source is None or (cie.protocol is not None and cie.protocol != source):
             return CieCode.ADMINISTRATIVELY_PROHIBITED
+        refusal = context.authorization.refusal(peer, source)
+        if refusal:
+            context.deny(peer, "register", source, refusal, now)
+            return CieCode.ADMINISTRATIVELY_PROHIBITED
         unique = bool(message.flags & FLAG_REGISTRATION_UNIQUE)
         if cie.prefix_length not in (0, UNIQUE_PREFIX_LENGTH, source.max_prefixlen):
             return CieCode.ADMINISTRATIVELY_PROHIBITED if unique else CieCode.BINDING_NOT_UNIQUE
@@ -80,6 +84,10 @@ class RegistrationServer:
         if present is not None and present.kind in ("nhs", "static"):
             # A configured mapping stands; its own gateway may register without changing anything.
             return CieCode.SUCCESS if present.nbma == nbma else CieCode.ADMINISTRATIVELY_PROHIBITED
+        taken = context.authorization.held_by_another(peer, source, now)
+        if taken:
+            context.deny(peer, "register", source, taken, now)
+            return CieCode.UNIQUE_ADDRESS_REGISTERED
         same = present is not None and _is_same_client(present, peer, nbma, private)
         if present is not None and present.kind == "registered" and present.unique and not same:
             return CieCode.UNIQUE_ADDRESS_REGISTERED
@@ -87,10 +95,13 @@ class RegistrationServer:
             # Nothing to hold: a client that withdraws itself. Another client's binding is not its to withdraw.
             if same:
                 context.cache.remove(source, "registered with holding time 0", now)
+            if same or present is None:
+                context.authorization.release(source)
             return CieCode.SUCCESS
         mapping = Mapping(source, nbma, private, "registered", peer, now + cie.holding_time, unique)
         if not context.cache.put(mapping):
             return CieCode.INSUFFICIENT_RESOURCES
+        context.authorization.hold(peer, source, now + cie.holding_time)
         if present is None or present.nbma != nbma:
             self._moved(source, nbma, now)
         return CieCode.SUCCESS

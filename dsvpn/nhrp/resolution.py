@@ -11,6 +11,7 @@ from dsvpn.nhrp.limits import MAX_CIES, MAX_NEGATIVE_RESOLUTIONS, MAX_PENDING_RE
 from dsvpn.nhrp.shortcut import MIN_PREFIX_LENGTH, host_prefix, network
 from dsvpn.nhrp.snapshot import ResolutionStatus
 from dsvpn.nhrp.transit import Transit
+from dsvpn.nhrp.vetting import answer_is_own
 from dsvpn.wire.nhrp import (
     FLAG_AUTHORITATIVE,
     FLAG_NAT,
@@ -84,6 +85,8 @@ class ResolutionClient:
         resolution = self._pending.get(target) if target is not None else None
         if resolution is None or resolution.request_id != message.request_id or target is None:
             context.count("drop.unexpected_reply")
+            return
+        if peer is None or not answer_is_own(context, message, peer, now):
             return
         self._end(resolution)
         good = [cie for cie in message.cies[:MAX_CIES] if cie.code == CieCode.SUCCESS]

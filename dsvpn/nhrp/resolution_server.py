@@ -15,6 +15,7 @@ from dsvpn.nhrp.context import (
 from dsvpn.nhrp.purge import PurgeTable
 from dsvpn.nhrp.shortcut import MIN_PREFIX_LENGTH, host_prefix
 from dsvpn.nhrp.transit import Transit
+from dsvpn.nhrp.vetting import request_is_own
 from dsvpn.wire.nhrp import (
     FLAG_AUTHORITATIVE,
     FLAG_DESTINATION_STABLE,
@@ -50,6 +51,8 @@ class ResolutionServer:
             return
         if context.is_own(source):
             context.count("drop.loop")
+            return
+        if not request_is_own(context, message, peer, now):
             return
         prefix = self._egress_prefix(destination)
         if prefix is None:

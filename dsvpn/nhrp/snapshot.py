@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dsvpn.addresses import Address, Prefix
-from dsvpn.nhrp.events import MappingKind
+from dsvpn.nhrp.events import DeniedAction, MappingKind
 
 #: "waiting": no protected path to the NHS. "registering": a request is out. "up": registered.
 #: "refused": the NHS answered and said no. "silent": several requests in a row went unanswered.
@@ -28,6 +28,8 @@ class MappingStatus:
     peer: int | None
     unique: bool
     expires_in: float | None
+    #: The identity that holds the address, None where none was proved.
+    holder: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,18 @@ class ResolutionStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class DenialStatus:
+    """What one identity has tried in vain. `protocol` and `reason` are of the last time, `ago` seconds since then."""
+
+    identity: str
+    action: DeniedAction
+    protocol: Address
+    reason: str
+    count: int
+    ago: float
+
+
+@dataclass(frozen=True, slots=True)
 class NhrpSnapshot:
     """Everything at once. `counters` has names like "rx.registration_request", "tx.purge_reply", "drop.checksum"."""
 
@@ -77,3 +91,4 @@ class NhrpSnapshot:
     shortcuts: tuple[ShortcutStatus, ...]
     resolutions: tuple[ResolutionStatus, ...]
     counters: dict[str, int]
+    denials: tuple[DenialStatus, ...] = ()

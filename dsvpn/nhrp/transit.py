@@ -10,6 +10,7 @@ from dsvpn.nhrp.cache import Mapping
 from dsvpn.nhrp.context import NhrpContext, find_extension, is_unicast, nat_nbma
 from dsvpn.nhrp.limits import MAX_PREFIXES_PER_RELAY, MAX_RELAYED
 from dsvpn.nhrp.shortcut import host_prefix, network
+from dsvpn.nhrp.vetting import limit_answer, limit_purge, request_is_own
 from dsvpn.wire.nhrp import ErrorCode, NhrpMessage, PacketType
 from dsvpn.wire.nhrp_cie import AddressFamily, Cie, CieCode
 from dsvpn.wire.nhrp_extensions import ExtensionType
@@ -67,6 +68,9 @@ class Transit:
         peer = self.next_peer(toward, came_from)
         if peer is None:
             return False
+        if not self._is_own(message, came_from, peer, now):
+            context.count("drop.denied")
+            return True
         if message.hop_count == 0:
             context.count("drop.hop_count")
             context.send_error(ErrorCode.HOP_COUNT_EXCEEDED, 9, message, data, came_from, now)
@@ -106,6 +110,21 @@ class Transit:
             if relay.expires > now:
                 relays.append(relay)
         return relays
+
+    def _is_own(self, message: NhrpMessage, came_from: int | None, onward: int, now: float) -> bool:
+        """Whether a peer speaks for itself; what is beyond that is taken out of the packet."""
+        context = self._context
+        if came_from is None:
+            return True
+        source, destination = message.source_protocol, message.destination_protocol
+        if message.type == PacketType.REGISTRATION_REQUEST:
+            return request_is_own(context, message, came_from, now, "register")
+        if message.type == PacketType.RESOLUTION_REPLY and destination is not None:
+            return limit_answer(context, message, came_from, self.next_peer(destination, onward), now)
+        if message.type == PacketType.PURGE_REQUEST and source is not None and destination is not None:
+            relay = self._relays.get((source, destination))
+            return limit_purge(context, message, came_from, relay.prefixes if relay is not None else (), now)
+        return True
 
     def _usable(self, mapping: Mapping | None, came_from: int | None) -> int | None:
         if mapping is None:

@@ -148,13 +148,14 @@ def _nhrp(value: dict[str, Any]) -> list[RenderableType]:
         tables.append(
             _table(
                 f"{name}: mappings",
-                ("protocol", "NBMA", "private NBMA", "kind", "expires in"),
+                ("protocol", "NBMA", "private NBMA", "kind", "held by", "expires in"),
                 (
                     (
                         mapping["protocol"],
                         mapping["nbma"],
                         mapping["private_nbma"] if mapping["private_nbma"] != mapping["nbma"] else None,
                         mapping["kind"],
+                        mapping.get("holder"),
                         duration(mapping["expires_in"]),
                     )
                     for mapping in tunnel["mappings"]
@@ -192,6 +193,24 @@ def _nhrp(value: dict[str, Any]) -> list[RenderableType]:
                             resolution["reason"],
                         )
                         for resolution in tunnel["resolutions"]
+                    ),
+                )
+            )
+        if tunnel.get("denials"):
+            tables.append(
+                _table(
+                    f"{name}: denied claims",
+                    ("peer", "tried to", "for", "why", "times", "last"),
+                    (
+                        (
+                            denial["identity"],
+                            denial["action"],
+                            denial["protocol"],
+                            denial["reason"],
+                            denial["count"],
+                            f"{duration(denial['ago'])} ago",
+                        )
+                        for denial in tunnel["denials"]
                     ),
                 )
             )

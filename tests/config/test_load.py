@@ -129,6 +129,34 @@ def test_errors_name_key_reason_and_cure(tmp_path: Path, old: str, new: str, mes
     assert raised.value.exit_code == 78
 
 
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ('"s1" = "10.0.0.300"', "tunnel.dsvpn0.authorize.s1: '10.0.0.300' is neither an address nor a prefix; write"),
+        (
+            '"s1" = ["172.16.1.1/24"]',
+            "tunnel.dsvpn0.authorize.s1: '172.16.1.1/24' has host bits set; write \"172.16.1.0/24\"",
+        ),
+        ('"s1" = 5', "tunnel.dsvpn0.authorize.s1: 5 is no prefix"),
+        ('"a b" = "10.0.0.11"', "tunnel.dsvpn0.authorize: identity 'a b' is neither an address nor a name; write"),
+    ],
+)
+def test_errors_in_authorize(tmp_path: Path, rules: str, message: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        load_config(write(tmp_path, f"{HUB}\n[tunnel.dsvpn0.authorize]\n{rules}\n", None))
+    assert message in str(raised.value)
+
+
+def test_authorize(tmp_path: Path) -> None:
+    rules = '"s1" = ["10.0.0.11", "172.16.1.0/24"]\n"*.example.net" = "certificate"'
+    tunnel = load_config(write(tmp_path, f"{HUB}\n[tunnel.dsvpn0.authorize]\n{rules}\n", None)).tunnels["dsvpn0"]
+    assert tunnel.authorize["s1"].prefixes == (ip_network("10.0.0.11/32"), ip_network("172.16.1.0/24"))
+    assert tunnel.authorize["*.example.net"].certificate
+    plain = HUB.replace('source = "192.0.2.1"', 'source = "192.0.2.1"\nipsec = "none"')
+    with pytest.raises(ConfigurationError, match="authorize goes by identity"):
+        load_config(write(tmp_path, f"{plain}\n[tunnel.dsvpn0.authorize]\n{rules}\n", None))
+
+
 def test_two_tunnels_need_keys_of_their_own(tmp_path: Path) -> None:
     second = SPOKE.split("[ipsec.default]", maxsplit=1)[0].split("[tunnel.dsvpn0]")[1]
     second = second.replace("tunnel.dsvpn0", "tunnel.dsvpn1")

@@ -9,7 +9,7 @@ import pytest
 
 from dsvpn.addresses import Prefix
 from dsvpn.nhrp import NhrpConfig
-from dsvpn.nhrp.events import MappingRemoved, ShortcutRemoved
+from dsvpn.nhrp.events import ClaimDenied, MappingRemoved, ShortcutRemoved
 from dsvpn.wire.nhrp import ErrorIndication, NhrpMessage, PacketType
 from dsvpn.wire.nhrp_cie import AddressFamily, Cie, ProtocolType
 from tests.nhrp.bench import HUB_PEER, Bench, a, hub, register, registration, resolution, resolution_reply, spoke
@@ -150,7 +150,9 @@ class TestReceiver:
         bench.engine.peer_up(a("192.0.2.13"), 3, bench.now)
         for source in ("10.0.0.12", "10.0.0.13", "10.0.0.1"):
             bench.receive(purge(source, "10.0.0.11", "10.2.0.0/24", "10.0.0.12/32"), 3, "192.0.2.13")
-        assert bench.events() == []
+        [denied] = bench.events()
+        assert isinstance(denied, ClaimDenied)
+        assert (denied.identity, denied.action) == ("192.0.2.13", "purge")
         assert bench.counters()["drop.purge_refused"] == 3
 
     def test_the_responder_itself_has(self) -> None:
@@ -252,7 +254,9 @@ class TestNhs:
         bench = self.relayed()
         for source in ("10.0.0.11", "10.0.0.12"):
             bench.receive(purge(source, "10.0.0.1", "10.0.0.12/32"), 1, "192.0.2.11")
-        assert bench.events() == []
+        [denied] = bench.events()
+        assert denied == ClaimDenied("192.0.2.11", "purge", a("10.0.0.12"), "it does not have that address")
+        assert bench.counters()["denied.purge"] == 2
 
 
 def replace_nbma(number: int, nbma: str) -> NhrpMessage:

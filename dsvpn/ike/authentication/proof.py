@@ -8,14 +8,16 @@ A profile with certificate and pre-shared key proves itself by certificate, take
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
+from dsvpn.addresses import Prefix
 from dsvpn.errors import PeerError
 from dsvpn.ike.auth import shared_key_mic, signed_octets, verify_shared_key_mic
 from dsvpn.ike.authentication import signatures
 from dsvpn.ike.authentication.credentials import describe
 from dsvpn.ike.authentication.trust import CertificatePath, TrustStore
-from dsvpn.ike.identity import Identity, best_match
+from dsvpn.ike.identity import Identity, IdentityType, best_match
 from dsvpn.ike.profile import IkeProfile
 from dsvpn.ike.task import Payloads
 from dsvpn.wire import ikev2 as wire
@@ -36,6 +38,14 @@ class Proved:
 
     method: str
     path: CertificatePath = ()
+
+    @property
+    def addresses(self) -> tuple[Prefix, ...]:
+        """The addresses that the peer's certificate carries as subject alternative names."""
+        if not self.path:
+            return ()
+        kinds = (IdentityType.IPV4_ADDR, IdentityType.IPV6_ADDR)
+        return tuple(ip_network(name.data) for name in self.path[0].identities if name.kind in kinds)
 
 
 def octets_to_sign(sa: IkeSa, by_initiator: bool, identity: Identification) -> bytes:
