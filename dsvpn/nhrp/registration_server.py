@@ -67,8 +67,8 @@ class RegistrationServer:
     def _register(self, message: NhrpMessage, cie: Cie, peer: int | None, nbma: Address, now: float) -> CieCode:
         """Store one entry, or say why not."""
         context = self._context
-        source = message.source_protocol
-        if source is None or (cie.protocol is not None and cie.protocol != source):
+        source = cie.protocol if cie.protocol is not None else message.source_protocol
+        if source is None or not self._may_name(source, message.source_protocol, peer):
             return CieCode.ADMINISTRATIVELY_PROHIBITED
         refusal = context.authorization.refusal(peer, source)
         if refusal:
@@ -106,6 +106,14 @@ class RegistrationServer:
             self._moved(source, nbma, now)
         return CieCode.SUCCESS
 
+    def _may_name(self, protocol: Address, source: Address | None, peer: int | None) -> bool:
+        """Whether an entry may be about another address than the packet's source (RFC 2332 section 5.2.3): one that
+        was given to the client, or the link-local address that an IPv6 client has besides."""
+        if protocol == source:
+            return True
+        link_local = protocol.version == 6 and protocol.is_link_local
+        return link_local or self._context.authorization.names_address(peer, protocol)
+
     def _is_client_address(self, protocol: Address) -> bool:
         """Whether a client may have a protocol address: one of the tunnel's prefix and not this gateway's."""
         context = self._context
@@ -114,6 +122,8 @@ class RegistrationServer:
         own = context.own_interface(protocol)
         if own is None:
             return False
+        if protocol.version == 6 and protocol.is_link_local:
+            return True
         # FRR wants host addresses on tunnels: then there is no prefix to compare with.
         return own.network.num_addresses == 1 or protocol in own.network
 

@@ -56,7 +56,7 @@ class ResolutionServer:
             return
         prefix = self._egress_prefix(destination)
         if prefix is None:
-            if context.config.answer_from_cache and self._answer_from_cache(message, destination, peer):
+            if context.config.answer_from_cache and self._answer_from_cache(message, source, destination, peer, now):
                 return
             if not self._transit.forward(message, data, destination, peer, now):
                 self._refuse(message, peer)
@@ -92,13 +92,22 @@ class ResolutionServer:
             return host_prefix(destination)
         return route.prefix
 
-    def _answer_from_cache(self, message: NhrpMessage, destination: Address, peer: int) -> bool:
+    def _answer_from_cache(
+        self, message: NhrpMessage, source: Address, destination: Address, peer: int, now: float
+    ) -> bool:
         """As NHS, answer for a registered address. False when it is not registered."""
         context = self._context
         mapping = context.cache.get(destination)
         if mapping is None or mapping.kind != "registered" or mapping.expires is None:
             return False
-        holding_time = context.config.holding_time
+        # Nobody may keep what is known here for longer than it holds here.
+        holding_time = min(context.config.holding_time, int(mapping.expires - now))
+        if holding_time <= 0:
+            return False
+        if message.flags & FLAG_UNIQUE and not mapping.unique:
+            # The requester wants a binding that only one client can have (RFC 2332 section 5.2.1, U bit).
+            self._refuse(message, peer, CieCode.BINDING_NOT_UNIQUE)
+            return True
         length = UNIQUE_PREFIX_LENGTH if mapping.unique else destination.max_prefixlen
         version = 4 if message.family == AddressFamily.IPV4 else 6
         if mapping.private_nbma.version != version or mapping.nbma.version != version:
@@ -107,6 +116,7 @@ class ResolutionServer:
         nat = []
         if mapping.nbma != mapping.private_nbma:
             nat.append(Cie(prefix_length=destination.max_prefixlen, nbma=mapping.nbma, protocol=mapping.protocol))
+        self._transit.remember(message, cie, source, now)
         self._answer(message, cie, nat, peer)
         return True
 
@@ -132,9 +142,9 @@ class ResolutionServer:
             extension.cies = [entry for entry in nat if entry.nbma is not None and _fits(entry.nbma, message)]
         context.send(message, peer)
 
-    def _refuse(self, message: NhrpMessage, peer: int) -> None:
+    def _refuse(self, message: NhrpMessage, peer: int, code: CieCode = CieCode.NO_BINDING) -> None:
         self._context.count("refused.resolution")
-        self._answer(message, Cie(code=CieCode.NO_BINDING), [], peer)
+        self._answer(message, Cie(code=code), [], peer)
 
     def _observe(self, message: NhrpMessage, source: Address, peer: int, nbma: Address, now: float) -> None:
         """Learn where the requester is, so that the direct path can be made from this end too.

@@ -91,7 +91,7 @@ class Transit:
             responder = message.cies[0]
             if responder.protocol is not None:
                 self._fill_nat(message, responder.protocol, responder.nbma)
-            self._remember(message, responder, toward, now)
+            self.remember(message, responder, toward, now)
         context.count("forwarded")
         context.send(message, peer)
         return True
@@ -149,7 +149,8 @@ class Transit:
             return
         extension.cies.append(Cie(prefix_length=protocol.max_prefixlen, nbma=mapping.nbma, protocol=protocol))
 
-    def _remember(self, message: NhrpMessage, cie: Cie, requester: Address, now: float) -> None:
+    def remember(self, message: NhrpMessage, cie: Cie, requester: Address, now: float) -> None:
+        """A requester learns of a client of this NHS: it has to be told when that is not true any more."""
         destination = message.destination_protocol
         if cie.code != CieCode.SUCCESS or cie.protocol is None or destination is None or not cie.holding_time:
             return

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_interface
+from ipaddress import ip_interface, ip_network
 from typing import Any
 
 import pytest
 
 from dsvpn.errors import MisuseError
-from dsvpn.nhrp import NhrpConfig
+from dsvpn.nhrp import Claim, NhrpConfig
 from dsvpn.nhrp.events import MappingAdded, MappingRemoved, NhsDown, NhsUp
 from dsvpn.nhrp.limits import MAX_REGISTRATIONS_PER_PEER, PARKED_TIME
 from dsvpn.wire.nhrp import ErrorIndication, NhrpMessage, PacketType, encode
@@ -307,6 +307,33 @@ class TestServer:
         entries = [Cie(prefix_length=length, holding_time=600) for length in (32, 24)]
         reply = register(bench, 1, 1, cies=entries)
         assert [cie.code for cie in reply.cies] == [0, 13]
+
+    def test_entries_for_other_addresses_that_the_client_was_given(self) -> None:
+        bench = hub()
+        given = tuple(ip_network(text) for text in ("10.0.0.11/32", "10.0.0.64/28"))
+        bench.engine.peer_up(a("192.0.2.11"), 1, bench.now, Claim("s1", given, given))
+        names = ("10.0.0.11", "10.0.0.65", "10.0.0.99")
+        entries = [Cie(prefix_length=32, holding_time=600, protocol=a(name)) for name in names]
+        bench.receive(registration(1, cies=entries), 1, "192.0.2.11")
+        assert [cie.code for cie in bench.message(PacketType.REGISTRATION_REPLY).cies] == [0, 0, 4]
+        found = [event.protocol for event in bench.events() if isinstance(event, MappingAdded)]
+        assert found == [a("10.0.0.11"), a("10.0.0.65")]
+
+    def test_link_local_address_beside_the_global_one(self) -> None:
+        """Cisco routers register both in one request over IPv6."""
+        config = NhrpConfig((ip_interface("2001:db8:1::1/64"),), a("192.0.2.1"))
+        bench = Bench(config)
+        bench.engine.peer_up(a("192.0.2.11"), 1, bench.now)
+        names = ("2001:db8:1::11", "fe80::11", "2001:db8:1::12")
+        request = registration(
+            1,
+            source_protocol=a(names[0]),
+            destination_protocol=a("2001:db8:1::1"),
+            cies=[Cie(prefix_length=128, holding_time=600, protocol=a(name)) for name in names],
+            extensions=[],
+        )
+        bench.receive(replace(request, protocol_type=ProtocolType.IPV6), 1, "192.0.2.11")
+        assert [cie.code for cie in bench.message(PacketType.REGISTRATION_REPLY).cies] == [0, 0, 4]
 
     def test_one_peer_cannot_fill_the_table(self) -> None:
         bench = hub()

@@ -22,6 +22,7 @@ from tests.nhrp.bench import (
     cie_extension,
     hub,
     register,
+    registration,
     request_extensions,
     resolution,
     resolution_reply,
@@ -352,6 +353,27 @@ class TestNhs:
         assert cie_extension(reply, 9)[0].nbma == a("203.0.113.9")
         bench.receive(resolution(1, "10.2.0.5"), 1, "192.0.2.11")
         bench.message(PacketType.RESOLUTION_REQUEST)
+
+    def test_nothing_from_the_cache_outlives_the_cache(self) -> None:
+        bench = hub(lambda config: replace(config, answer_from_cache=True))
+        register(bench, 1, 1)
+        register(bench, 2, 2)
+        bench.events()
+        bench.pass_time(500)
+        bench.receive(resolution(1, "10.0.0.12"), 1, "192.0.2.11")
+        assert bench.message(PacketType.RESOLUTION_REPLY).cies[0].holding_time == 100
+        bench.receive(registration(2, cies=[Cie(prefix_length=32, holding_time=0)]), 2, "192.0.2.12")
+        told = [packet for packet, peer in bench.sent() if isinstance(packet, NhrpMessage) and peer == 1]
+        assert [packet.type for packet in told] == [PacketType.PURGE_REQUEST]
+        assert told[0].cies[0].protocol == a("10.0.0.12")
+
+    @pytest.mark.parametrize(("unique", "code"), [(True, 0), (False, 13)])
+    def test_unique_request_takes_only_a_unique_registration(self, unique: bool, code: int) -> None:
+        bench = hub(lambda config: replace(config, answer_from_cache=True))
+        register(bench, 1, 1)
+        register(bench, 2, 2, flags=0x8002 if unique else 0x0002, cies=[Cie(prefix_length=0xFF, holding_time=600)])
+        bench.receive(resolution(1, "10.0.0.12", flags=0xD802), 1, "192.0.2.11")
+        assert bench.message(PacketType.RESOLUTION_REPLY).cies[0].code == code
 
     def test_hub_is_the_egress_of_its_own_lan(self) -> None:
         bench = hub()
