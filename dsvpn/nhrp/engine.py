@@ -13,7 +13,18 @@ from dsvpn.nhrp.cache import Mapping
 from dsvpn.nhrp.config import NhrpConfig, Route
 from dsvpn.nhrp.context import NhrpContext, is_unicast, offending, packet_name
 from dsvpn.nhrp.events import Event
-from dsvpn.nhrp.limits import PEER_BURST, PEER_RATE, STRANGER_BURST, STRANGER_RATE, RateLimiter
+from dsvpn.nhrp.limits import (
+    COMMON_BURST,
+    COMMON_RATE,
+    PEER_BURST,
+    PEER_RATE,
+    SHARE_BURST,
+    SHARE_RATE,
+    STRANGER_BURST,
+    STRANGER_RATE,
+    FairLimiter,
+    RateLimiter,
+)
 from dsvpn.nhrp.purge import PurgeTable
 from dsvpn.nhrp.redirect import Redirects
 from dsvpn.nhrp.registration import RegistrationClient
@@ -72,7 +83,9 @@ class NhrpEngine:
         self._resolutions = ResolutionClient(self._context, self._transit)
         self._resolver = ResolutionServer(self._context, self._transit, self._purges)
         self._redirects = Redirects(self._context, self._resolutions)
-        self._peer_budget = RateLimiter(PEER_RATE, PEER_BURST, _PEERS)
+        self._peer_budget = FairLimiter(
+            (SHARE_RATE, SHARE_BURST), (COMMON_RATE, COMMON_BURST), (PEER_RATE, PEER_BURST), _PEERS
+        )
         self._stranger_budget = RateLimiter(STRANGER_RATE, STRANGER_BURST, 1)
         for nhs in config.nhs:
             self._context.cache.put(Mapping(nhs.protocol, nhs.nbma, nhs.nbma, "nhs"))

@@ -32,6 +32,12 @@ PARKED_TIME = 5.0
 #: Packets per second that one peer may have processed, and the burst.
 PEER_RATE = 500.0
 PEER_BURST = 1000.0
+#: Of these, what it may have processed however much others send: enough to register, purge and ask for a path a second.
+SHARE_RATE = 4.0
+SHARE_BURST = 16.0
+#: What all peers together may have processed beyond their shares: an engine takes some 15,000 packets a second.
+COMMON_RATE = 3000.0
+COMMON_BURST = 6000.0
 #: All packets together that come without an adjacency (plain GRE from unknown addresses).
 STRANGER_RATE = 100.0
 STRANGER_BURST = 200.0
@@ -71,3 +77,28 @@ class RateLimiter:
 
     def __len__(self) -> int:
         return len(self._buckets)
+
+
+class FairLimiter:
+    """Each key has a share that nobody can take from it; beyond that all draw on one bucket, each up to a limit.
+
+    So peers that flood, however many, slow down each other, and not those that have little to say.
+    """
+
+    def __init__(self, share: tuple[float, float], common: tuple[float, float], each: tuple[float, float], keys: int):
+        """Rates per second with their bursts; `each` is what one key may have in all."""
+        self._shares = RateLimiter(*share, keys)
+        self._common = RateLimiter(*common, 1)
+        self._each = RateLimiter(each[0] - share[0], each[1] - share[1], keys)
+
+    def allow(self, key: Hashable, now: float) -> bool:
+        """Whether `key` may have one more."""
+        return self._shares.allow(key, now) or (self._each.allow(key, now) and self._common.allow(None, now))
+
+    def forget(self, key: Hashable) -> None:
+        """Drop the buckets of a key that is gone."""
+        self._shares.forget(key)
+        self._each.forget(key)
+
+    def __len__(self) -> int:
+        return max(len(self._shares), len(self._each))

@@ -10,12 +10,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dsvpn.nhrp.limits import (
+    COMMON_BURST,
+    COMMON_RATE,
     MAX_PARKED,
     MAX_REGISTRATIONS_PER_PEER,
     PEER_BURST,
+    SHARE_BURST,
+    SHARE_RATE,
     STRANGER_BURST,
 )
-from dsvpn.wire.nhrp import NhrpPacket, encode
+from dsvpn.wire.nhrp import NhrpPacket, PacketType, encode
 from tests.nhrp.bench import HUB_PEER, Bench, a, hub, register, registration, resolution, spoke
 from tests.wire.nhrp_samples import all_captured, own_samples, packets, reseal
 
@@ -77,6 +81,27 @@ def test_one_peer_is_limited() -> None:
     bench.pass_time(1)
     bench.receive(resolution(1, "10.2.0.5"), 1, "192.0.2.11")
     assert len(bench.sent()) == 1, "and it may go on later"
+
+
+def test_peers_that_flood_slow_down_each_other_alone() -> None:
+    """A hundred peers send what they can; one that registers and asks once in a while is always heard."""
+    bench = hub()
+    register(bench, 1, 1)
+    for peer in range(100, 200):
+        bench.engine.peer_up(a(f"198.51.100.{peer - 99}"), peer, bench.now)
+    noise = encode(resolution(9, "10.3.0.5"))
+    for second in range(5):
+        before = bench.counters().get("rx.resolution_request", 0)
+        for _ in range(100):
+            for peer in range(100, 200):
+                bench.engine.receive_packet(noise, peer, a("198.51.100.9"), bench.now)
+        bench.engine.packets_to_send(bench.now)
+        taken = bench.counters()["rx.resolution_request"] - before
+        assert taken <= (COMMON_BURST + 100 * SHARE_BURST if second == 0 else COMMON_RATE + 100 * SHARE_RATE) + 1
+        bench.receive(registration(1), 1, "192.0.2.11")
+        assert bench.message(PacketType.REGISTRATION_REPLY).cies[0].code == 0
+        bench.pass_time(1)
+    assert bench.counters()["drop.rate"] > 20_000
 
 
 def test_strangers_are_limited_together() -> None:
