@@ -13,6 +13,18 @@ FRR = (
     *("iptables", "libip4tc2", "libip6tc2", "libxtables12", "libnftnl11", "libmnl0"),
     *("libnetfilter-conntrack3", "libnfnetlink0"),
 )
+_STRONGSWAN = (
+    *("strongswan-charon", "strongswan-libcharon", "strongswan-swanctl", "libstrongswan"),
+    *("libstrongswan-standard-plugins", "libstrongswan-extra-plugins", "libcharon-extra-plugins"),
+)
+#: strongSwan by Debian release: 5.9 of Debian 12; 6.0, which has ML-KEM, of Debian 13 with its C library and OpenSSL.
+STRONGSWAN = {
+    "bookworm": (*_STRONGSWAN, "libgmp10", "libssl3", "libcap2", "libsystemd0"),
+    "trixie": (
+        *(*_STRONGSWAN, "libc6", "libgcc-s1", "libgmp10", "libssl3t64", "libcap2", "libsystemd0"),
+        *("libzstd1", "zlib1g", "liblzma5", "libgcrypt20", "libgpg-error0"),
+    ),
+}
 
 
 def cache() -> Path:
@@ -20,8 +32,11 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dsvpn-interop"
 
 
-def tree(name: str, packages: tuple[str, ...]) -> Path:
-    """The unpacked packages as one directory tree, to be laid over a root."""
+def tree(name: str, packages: tuple[str, ...], release: str | None = None) -> Path:
+    """The unpacked packages as one directory tree, to be laid over a root.
+
+    `release` is the Debian release that they come from; without it, the host's.
+    """
     wanted, done = cache() / name, cache() / f"{name}.done"
     if done.exists() and done.read_text() == " ".join(packages):
         return wanted
@@ -29,19 +44,44 @@ def tree(name: str, packages: tuple[str, ...]) -> Path:
     for directory in (wanted, download):
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
-    fetched = subprocess.run(
-        ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *packages],
-        cwd=download,
-        capture_output=True,
-        text=True,
-    )
-    assert fetched.returncode == 0, f"apt-get download: {fetched.stderr.strip()} (does `apt-get update` help?)"
+    options = ["-o", "APT::Sandbox::User=root", *([] if release is None else _lists_of(release))]
+    _apt_get(*options, "download", *packages, directory=download)
     for package in download.glob("*.deb"):
         subprocess.run(["dpkg", "-x", package, wanted], check=True)
     shutil.rmtree(download)
     _merge_usr(wanted)
     done.write_text(" ".join(packages))
     return wanted
+
+
+def _apt_get(*arguments: str, directory: Path) -> str:
+    done = subprocess.run(["apt-get", "-qq", *arguments], cwd=directory, capture_output=True, text=True)
+    assert done.returncode == 0, f"apt-get {arguments[-1]}: {done.stderr.strip()} (does `apt-get update` help?)"
+    return done.stdout
+
+
+def _lists_of(release: str) -> list[str]:
+    """Options that make apt-get see this release alone, with package lists of its own."""
+    state = cache() / f"apt-{release}"
+    for directory in ("lists/partial", "archives/partial"):
+        (state / directory).mkdir(parents=True, exist_ok=True)
+    mirrors = _apt_get("indextargets", "--format", "$(REPO_URI)", directory=state).split()
+    mirror = next((uri for uri in sorted(set(mirrors)) if uri.rstrip("/").endswith("/debian")), None)
+    assert mirror is not None, "apt has no Debian mirror among its sources"
+    keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+    (state / "sources.list").write_text(f"deb [signed-by={keyring}] {mirror} {release} main\n")
+    (state / "status").touch()
+    options = {
+        "Dir::Etc::sourcelist": state / "sources.list",
+        "Dir::Etc::sourceparts": "-",
+        "Dir::State::lists": state / "lists",
+        "Dir::State::status": state / "status",
+        "Dir::Cache": state,
+        "Acquire::Languages": "none",
+    }
+    given = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+    _apt_get(*given, "-o", "APT::Sandbox::User=root", "update", directory=state)
+    return given
 
 
 def _merge_usr(root: Path) -> None:

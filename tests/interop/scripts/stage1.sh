@@ -19,4 +19,4 @@ mount -t devtmpfs dev $root/dev
 mkdir -p $root/ctl $root/boot.d
 mount -t hostfs -o "@CTL@" none $root/ctl
 mount -t hostfs -o "@BOOT@" none $root/boot.d
-exec chroot $root /bin/bash /boot.d/stage2.sh
+exec chroot $root /bin/bash /boot.d/main.sh

@@ -1,4 +1,4 @@
-# The guest's network and daemons, then a loop that runs the commands which the host puts into /ctl.
+# The network and the daemons of a guest with FRR.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C
 . /boot.d/environment
 fail() { echo "$*" >>/ctl/failed; }
@@ -41,20 +41,4 @@ for daemon in zebra nhrpd; do
 done
 for _ in $(seq 100); do [ -S /run/frr/nhrpd.vty ] && break; sleep 0.1; done
 vtysh -b >>/ctl/daemons.log 2>&1 || fail "vtysh -b"
-touch /ctl/.ready && mv /ctl/.ready /ctl/ready
-mkfifo /tmp/never && exec 9<>/tmp/never # a timed read of it sleeps without a new process
-while [ -e /ctl/ready ]; do
-  for command in /ctl/*.command; do
-    [ -e "$command" ] || continue
-    job=${command%.command}
-    mv "$command" "$job.running"
-    (
-      bash "$job.running" >"$job.output" 2>&1 </dev/null
-      echo $? >"$job.status.new" && mv "$job.status.new" "$job.status"
-    ) &
-  done
-  read -rt 0.1 -u 9
-done
-sync
-echo o >/proc/sysrq-trigger
-sleep 9
+. /boot.d/commands.sh

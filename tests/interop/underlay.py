@@ -1,0 +1,137 @@
+"""The underlay between a guest and a gateway of ours: two routers, each of which can be a NAT box.
+
+    guest ──tap── left ── right ── ours
+
+A peer behind NAT that is to be called has UDP 500 and 4500 of its box forwarded to it, as operators do.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from ipaddress import IPv4Address, IPv4Interface
+
+from dsvpn.lab.run import Run
+from dsvpn.lab.topology import UNDERLAY_MTU, Namespace, Site
+
+TAP = "guest"
+GUEST = IPv4Interface("192.0.2.1/29")
+GUEST_GATEWAY = IPv4Address("192.0.2.6")
+LEFT = IPv4Address("198.51.100.1")
+RIGHT = IPv4Address("198.51.100.2")
+OURS = IPv4Interface("203.0.113.1/29")
+OURS_GATEWAY = IPv4Address("203.0.113.6")
+
+#: IKE_SA_INIT requests (exchange type 34, no response flag) on port 500, found behind the UDP header and the SPIs.
+_CALL = "udp dport 500 @th,208,8 34 @th,216,8 & 0x20 == 0"
+
+
+class Underlay:
+    """Three namespaces; the tap device for the guest is in `left`."""
+
+    def __init__(self, run: Run) -> None:
+        self.left, self.right, self.ours = (Namespace(run, role) for role in ("left", "right", "ours"))
+        self._zones = itertools.count(1)
+        self._guest_nat = self._ours_nat = False
+
+    def build(self) -> None:
+        """Make it."""
+        for namespace in (self.left, self.right, self.ours):
+            namespace.create()
+        for router in (self.left, self.right):
+            router.set(ipv4__ip_forward=1, ipv4__conf__all__send_redirects=0, ipv4__conf__default__send_redirects=0)
+        self.left.ip("tuntap", "add", TAP, "mode", "tap")
+        self._cable(self.left, "core", self.right, "core")
+        self._cable(self.right, "inside", self.ours, "eth0")
+        for namespace, device, address in (
+            (self.left, TAP, f"{GUEST_GATEWAY}/29"),
+            (self.left, "core", f"{LEFT}/30"),
+            (self.right, "core", f"{RIGHT}/30"),
+            (self.right, "inside", f"{OURS_GATEWAY}/29"),
+            (self.ours, "eth0", str(OURS)),
+        ):
+            namespace.ip("address", "add", address, "dev", device)
+            namespace.ip("link", "set", device, "up")
+        self.left.ip("route", "add", "default", "via", str(RIGHT))
+        self.right.ip("route", "add", "default", "via", str(LEFT))
+        self.ours.ip("route", "add", "default", "via", str(OURS_GATEWAY))
+
+    def arrange(self, *, guest_nat: bool = False, ours_nat: bool = False, calls: str = "both") -> None:
+        """Make the routers NAT boxes or plain routers, without memory of earlier flows, and reset the counters.
+
+        `calls` is whose IKE_SA_INIT gets through: "ours", "theirs" or "both".
+        """
+        self._guest_nat, self._ours_nat = guest_nat, ours_nat
+        # A connection tracking zone of its own makes every arrangement a box that was just switched on.
+        zone = next(self._zones)
+        for router, device, nat, inside, closed in (
+            (self.left, TAP, guest_nat, GUEST.ip, calls == "ours"),
+            (self.right, "inside", ours_nat, OURS.ip, calls == "theirs"),
+        ):
+            router.command(["nft", "-f", "-"], stdin=_rules(zone, device, nat=nat, inside=inside, closed=closed))
+
+    @property
+    def guest_seen(self) -> IPv4Address:
+        """The guest's address as our end sees it."""
+        return LEFT if self._guest_nat else GUEST.ip
+
+    @property
+    def ours_seen(self) -> IPv4Address:
+        """Our address as the guest sees it."""
+        return RIGHT if self._ours_nat else OURS.ip
+
+    def counters(self) -> dict[str, int]:
+        """Packets that went from router to router since `arrange`: esp, natt (UDP 4500), ike (UDP 500), other."""
+        listed = json.loads(self.right.command(["nft", "-j", "list", "counters"]))["nftables"]
+        return {
+            entry["counter"]["name"].removeprefix("n_"): entry["counter"]["packets"]
+            for entry in listed
+            if "counter" in entry
+        }
+
+    def site(self) -> Site:
+        """Our end as a site for `GatewayProcess`."""
+        lan = IPv4Interface("172.16.1.0/24").network
+        return Site("ours", OURS, OURS_GATEWAY, self.ours_seen, IPv4Address("10.0.0.1"), lan)
+
+    def _cable(self, left: Namespace, left_device: str, right: Namespace, right_device: str) -> None:
+        left.ip(
+            *("link", "add", left_device, "mtu", str(UNDERLAY_MTU), "type", "veth"),
+            *("peer", "name", right_device, "mtu", str(UNDERLAY_MTU), "netns", right.name),
+        )
+        for namespace, device in ((left, left_device), (right, right_device)):
+            namespace.set(**{f"ipv6__conf__{device}__disable_ipv6": 1})
+
+
+def _rules(zone: int, inner: str, *, nat: bool, inside: IPv4Address, closed: bool) -> str:
+    # `add` before `delete`: deleting what is not there is an error.
+    chains = f"""
+  chain enter {{
+    type filter hook prerouting priority raw; policy accept;
+    ct zone set {zone}
+  }}
+  chain cross {{
+    type filter hook forward priority 0; policy accept;
+    {f'iifname "{inner}" {_CALL} drop' if closed else ""}
+    ip protocol esp counter name "n_esp" accept
+    udp dport 4500 counter name "n_natt" accept
+    udp sport 4500 counter name "n_natt" accept
+    udp dport 500 counter name "n_ike" accept
+    udp sport 500 counter name "n_ike" accept
+    ip protocol icmp counter name "n_icmp" accept
+    counter name "n_other"
+  }}
+"""
+    if nat:
+        chains += f"""
+  chain towards {{
+    type nat hook prerouting priority dstnat; policy accept;
+    iifname "core" udp dport {{ 500, 4500 }} dnat to {inside}
+  }}
+  chain away {{
+    type nat hook postrouting priority srcnat; policy accept;
+    oifname "core" masquerade
+  }}
+"""
+    counters = "".join(f"  counter n_{name} {{ }}\n" for name in ("esp", "natt", "ike", "icmp", "other"))
+    return f"add table ip box\ndelete table ip box\ntable ip box {{\n{counters}{chains}}}\n"
