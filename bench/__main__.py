@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from bench import environment, null_native, report
-from bench.control import wire
+from bench.control import handshakes, wire
 from bench.netns import allocations, updates
 from bench.netns.suite import FULL, QUICK, SMOKE, play, reference
 from bench.peers import registry
@@ -172,8 +172,14 @@ def _micro(options: argparse.Namespace, output: Path) -> Path | None:
     return _save(output, "micro", {"schema": 1, "kind": "micro", "environment": described, "rows": rows})
 
 
-def _control(_options: argparse.Namespace, output: Path) -> Path:
-    found = {"schema": 1, "kind": "control", "environment": environment.describe(), **wire.measure()}
+def _control(options: argparse.Namespace, output: Path) -> Path:
+    smoke = options.command == "smoke"
+    compiled = wire.build()
+    found = {"schema": 1, "kind": "control", "environment": environment.describe(), **wire.measure(compiled)}
+    with _run() as run:
+        rounds = options.rounds or (2 if smoke else 6)
+        count = 40 if smoke else handshakes.COUNT
+        found["handshakes"] = handshakes.measure(run, rounds=rounds, say=_say, compiled=compiled, count=count)
     return _save(output, "control", found)
 
 

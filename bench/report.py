@@ -286,7 +286,29 @@ def _control(result: Result) -> list[str]:
          f"{row['interpreted'] / row['compiled']:.2f}"]
         for row in result["rows"]
     ]  # fmt: skip
-    return table(["dsvpn/wire", "interpreted, µs", "compiled, µs", "compiled is faster by"], rows)
+    lines = table(["dsvpn/wire", "interpreted, µs", "compiled, µs", "compiled is faster by"], rows)
+    return lines + (_handshakes(result["handshakes"]) if "handshakes" in result else [])
+
+
+_HANDSHAKE_FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("per_processor_second", "per second of the responder's processor", lambda v: f"{v:.0f}"),
+    ("per_second", "per second", lambda v: f"{v:.0f}"),
+    ("latency_seconds", "from first datagram to SAs, median, ms", lambda v: f"{v * 1e3:.1f}"),
+)
+
+
+def _handshakes(found: Result) -> list[str]:
+    summary = summarize(found["samples"], None)
+    rows = []
+    for name in found["samples"].get("per_processor_second", {}):
+        cells = [text(summary[figure][name]["median"]) for figure, _, text in _HANDSHAKE_FIGURES]
+        who, _, case = name.partition(", ")
+        ours = targets.ratio(found, "per_processor_second", f"dsvpn, {case}", name)
+        rows.append([case, found["versions"][who], *cells, "" if who == "dsvpn" or ours is None else f"{ours:.2f}"])
+    rows.sort(key=lambda row: row[0])
+    heads = ["handshakes", "responder", *(heading for _, heading, _ in _HANDSHAKE_FIGURES), "dsvpn / it"]
+    missing = [f"- **{name} was not measured:** {reason}" for name, reason in found["missing"].items()]
+    return ["", *table(heads, rows), *[""] * bool(missing), *missing]
 
 
 _BODIES: dict[str, Callable[[Result], list[str]]] = {

@@ -171,9 +171,28 @@ def _heap(result: Result) -> Iterator[Verdict]:
     yield limit.judge("heap allocations per packet, steady state, workers of a running data plane", value, note)
 
 
+#: (how both ends prove themselves and exchange keys, against whom).
+_HANDSHAKES = (
+    ("PSK, X25519", "charon"),
+    ("ECDSA, X25519", "charon"),
+    ("PSK, X25519", "charon-14"),
+    ("ECDSA, X25519", "charon-14"),
+    ("ECDSA, X25519, ML-KEM-768", "charon-14"),
+)
+
+
+def _control(result: Result) -> Iterator[Verdict]:
+    handshakes: Result = result.get("handshakes", _NOTHING)
+    for case, theirs in _HANDSHAKES:
+        value = ratio(handshakes, "per_processor_second", f"dsvpn, {case}", f"{theirs}, {case}")
+        figure = f"handshakes per second of a processor as responder, {case}: dsvpn / {theirs}"
+        yield _Limit(1, True).judge(figure, value)
+
+
 _JUDGES: tuple[tuple[str, Callable[[Result], Iterator[Verdict]]], ...] = (
     ("netns", _between_gateways),
     ("micro", _in_memory),
     ("updates", _disturbed),
     ("allocations", _heap),
+    ("control", _control),
 )
