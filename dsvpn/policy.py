@@ -65,6 +65,8 @@ def ike_profile(name: str, ipsec: IpsecConfig, material: Material, ppks: Sequenc
         child_lifetime=ipsec.child_lifetime,
         child_bytes=ipsec.child_lifetime_bytes,
         child_packets=ipsec.child_lifetime_packets,
+        reauthentication=ipsec.reauthentication,
+        childless=ipsec.childless,
         dpd_interval=ipsec.dpd,
         retransmission=RetransmissionSchedule(
             timeout=schedule.timeout,

@@ -30,6 +30,8 @@ _MAX_AUTHENTICATION = 8
 #: Counters are read every few seconds: a limit that full speed reaches in between is one that only deletes.
 _MIN_LIFETIME_BYTES = 1_000_000
 _MIN_LIFETIME_PACKETS = 1000
+#: The new IKE SA is made, and the old one kept beside it for a while, in a tenth of this.
+_MIN_REAUTHENTICATION = 60.0
 
 
 class _Section(BaseModel):
@@ -326,6 +328,11 @@ class IpsecConfig(_Section):
     """Octets in either direction at which a CHILD_SA is deleted, after a rekey some time before; 0 is no limit."""
     child_lifetime_packets: int = Field(default=0, ge=0)
     """The same in packets."""
+    reauthentication: Duration = Field(default=0.0, ge=0)
+    """Age at which the peer has to prove itself anew at the latest, seconds; 0: as long as its certificate is valid."""
+    childless: Literal["never", "allow", "prefer"] = "allow"
+    """IKE_AUTH without CHILD_SA, which follows on its own (RFC 6023): not at all, if the peer calls so, or whenever the
+    peer takes it."""
     dpd: Duration = Field(default=20.0, ge=0)
     """Silence after which the peer is asked whether it lives, seconds; 0 never asks. Traffic from the peer is life;
     where packets go there and none comes back, it is asked after half of this."""
@@ -354,6 +361,13 @@ class IpsecConfig(_Section):
         least = _MIN_LIFETIME_BYTES if info.field_name == "child_lifetime_bytes" else _MIN_LIFETIME_PACKETS
         if 0 < value < least:
             raise ValueError(f"{value} would be over before a rekey is; write at least {least}, or 0 for no limit")
+        return value
+
+    @field_validator("reauthentication")
+    @classmethod
+    def _time_to_reauthenticate(cls, value: float) -> float:
+        if 0 < value < _MIN_REAUTHENTICATION:
+            raise ValueError(f"{value:g} s is too short; write at least {_MIN_REAUTHENTICATION:g} s, or 0 for never")
         return value
 
     @field_validator("ppk")

@@ -202,7 +202,7 @@ class Gateway:
             peer.packets[tunnel] = (packets_in, packets_out)
             if packets_in > before_in:
                 self.peering.heard_data(peer)
-            if packets_in > before_in or packets_out > before_out:
+            if packets_in > before_in or packets_out > before_out or peer.pending is not None:
                 busy += busy_sas(peer, adjacency)
             if packets_out > before_out:
                 for name, protocol in peer.needs:

@@ -38,7 +38,8 @@ MAX_CALL_BACKOFF = 30.0
 #: this are spared (seconds), or each would end the other's.
 INITIAL_CONTACT_SPARES = 5.0
 #: A peer that has called gets traffic once something came from it, or after this long: by then it has our answer even
-#: if that was lost and asked for again three times (seconds).
+#: if that was lost and asked for again three times (seconds). Where an older SA carries traffic, there is no hurry: the
+#: new one waits for a packet, or for the end of the older.
 CONFIRMATION_DELAY = 3.0
 #: A peer that was up for this long is called again at once when it goes down, seconds.
 STEADY = 60.0
@@ -105,7 +106,10 @@ class Peering:
             if self._calls.pop(peer, None) is not None:
                 self._call(peer, now)
         for peer in _due(self._confirmations, now):
-            self.confirm(peer)
+            if peer.pending is None:
+                self.confirm(peer)
+            else:
+                del self._confirmations[peer]
         for peer in _due(self._farewells, now):
             if self._farewells.pop(peer, None) is not None and not peer.needs:
                 self._remove_peer(peer, "no mapping wants it", now)
@@ -121,8 +125,8 @@ class Peering:
     # -- what was heard --------------------------------------------------------------------------------------
 
     def heard_nhrp(self, peer: Peer) -> None:
-        """An NHRP packet came from the peer through its SA."""
-        if peer in self._confirmations:
+        """An NHRP packet came from the peer through an SA: where there are two, nothing tells through which."""
+        if peer in self._confirmations and peer.pending is None:
             self.confirm(peer)
 
     def heard_data(self, peer: Peer) -> None:
@@ -301,7 +305,8 @@ class Peering:
                 self._report("warning", "ike_failed", f"IKE with {path.remote.address} failed: {reason}")
                 self.peers.unbind_ike_sa(ike_sa)
                 if peer is not None:
-                    peer.attempt = None
+                    if peer.attempt == ike_sa:
+                        peer.attempt = None
                     peer.last_error = reason
                     self._call_again(peer, now)
             case ike_events.IkeAuthenticationRefused(profile, path, identity, reason):
@@ -324,6 +329,12 @@ class Peering:
                 self._on_child_deleted(ike_sa, inbound_spi, now)
             case ike_events.IkePathChanged(ike_sa, path):
                 self._on_path(ike_sa, path)
+            case ike_events.IkeReauthentication(ike_sa, successor):
+                peer = self.peers.by_ike_sa(ike_sa)
+                if peer is not None:
+                    # The peer that the old one is of: to NHRP nothing happens.
+                    self.peers.bind_ike_sa(successor, peer)
+                    self._report("debug", "ike_reauthentication", f"{peer.identity} at {peer.nbma} authenticates anew")
             case ike_events.IkeSaRekeyed(ike_sa):
                 self._report("debug", "ike_rekeyed", f"IKE SA {ike_sa} rekeyed")
 

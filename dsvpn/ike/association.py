@@ -14,7 +14,7 @@ from dsvpn.addresses import Address, Path
 from dsvpn.ike.authentication.proof import Proved
 from dsvpn.ike.child_sa import LINGER, ChildSa, ChildState
 from dsvpn.ike.context import Context
-from dsvpn.ike.create_child import RETRY
+from dsvpn.ike.create_child import MAX_TRIES, RETRY
 from dsvpn.ike.delete import DeleteChild
 from dsvpn.ike.events import (
     ChildSaDeleted,
@@ -30,6 +30,7 @@ from dsvpn.ike.fragmentation import DEFAULT_FRAGMENT_SIZE, message_limit
 from dsvpn.ike.identity import Identity
 from dsvpn.ike.ike_sa import IkeSa
 from dsvpn.ike.profile import IkeProfile
+from dsvpn.ike.reauthentication import Reauthentication
 from dsvpn.ike.state import IkeState
 from dsvpn.ike.suites import EspSuite
 from dsvpn.ike.volume import Carried, Volume
@@ -64,6 +65,10 @@ class Association:
         self.children: list[ChildSa] = []
         #: The CHILD_SA that the owner seals with: the one last said to be ready.
         self.sealing: ChildSa | None = None
+        #: When to try again for a CHILD_SA where there is none, and how often that failed.
+        self.child_wanted_at = inf
+        self.child_failures = 0
+        self.reauthentication = Reauthentication(self)
         #: The deadline under which the engine's timer heap knows this association.
         self.scheduled: float | None = None
 
@@ -162,6 +167,7 @@ class Association:
             self.handle = self.context.new_handle()
             self.context.associations[self.handle] = self
         self.heard(now)
+        self.reauthentication.established(now)
         self.context.emit(
             IkeSaEstablished(
                 self.handle,
@@ -192,6 +198,7 @@ class Association:
         else:
             assert self.profile is not None
             self.context.emit(IkeSaFailed(self.handle, self.profile.name, self.path, reason))
+        self.reauthentication.over(now)
 
     def collapse(self, reason: str, now: float) -> None:
         """End, and forget every IKE SA at once."""
@@ -229,6 +236,9 @@ class Association:
             outbound_ready=outbound_ready,
         )
         self.children.append(child)
+        self.child_wanted_at = inf
+        self.child_failures = 0
+        self.reauthentication.carries(now)
         if outbound_ready:
             self.sealing = child
         self.context.children[child.inbound_spi] = (self, child)
@@ -249,6 +259,18 @@ class Association:
             )
         )
         return child
+
+    def miss_child(self, retry_at: float, reason: str, now: float) -> None:
+        """A CHILD_SA that was to be made was not. Without any, the IKE SA is of no use for long."""
+        current = self.current
+        carrying = any(child.state is not ChildState.LINGERING for child in self.children)
+        if carrying or current is None or current.state is not IkeState.ESTABLISHED:
+            return
+        self.child_failures += 1
+        if self.child_failures < MAX_TRIES:
+            self.child_wanted_at = retry_at
+        else:
+            current.say_goodbye(reason, now)
 
     def soft_lifetime(self, lifetime: float) -> float:
         """When to rekey: early enough before the end, at random so that neither both ends nor all peers start at
@@ -350,7 +372,7 @@ class Association:
         times = [time for sa in self.ike_sas for time in sa.deadlines()]
         if self.established and (current := self.current) is not None and current.state is IkeState.ESTABLISHED:
             assert self.profile is not None
-            times += (current.rekey_at, current.expires_at)
+            times += (current.rekey_at, current.expires_at, self.child_wanted_at, self.reauthentication.deadline)
             if current.requests.outstanding is None:
                 times.append(self.liveness_at)
             for child in self.children:
@@ -373,6 +395,8 @@ class Association:
         if current.expires_at <= now:
             current.say_goodbye("the lifetime of the IKE SA is over", now)
             return
+        if self.reauthentication.handle_timer(now):
+            return
         for child in list(self.children):
             if child.state is ChildState.LINGERING:
                 if child.gone_at <= now:
@@ -381,6 +405,9 @@ class Association:
                 self.delete_child(child, now)
             elif child.state is ChildState.INSTALLED and child.rekey_at <= now:
                 current.rekey_child(child, now)
+        if self.child_wanted_at <= now:
+            self.child_wanted_at = inf
+            current.rekey_child(None, now)
         if current.rekey_at <= now:
             current.rekey(now)
         if current.requests.outstanding is None and self.liveness_at <= now:

@@ -63,6 +63,8 @@ class Context:
         self.associations: dict[int, Association] = {}
         #: Whom an inbound ESP SPI belongs to.
         self.children: dict[int, tuple[Association, ChildSa]] = {}
+        #: Associations whose deadlines have changed on account of another one.
+        self.touched: list[Association] = []
         self._allocate_spi = allocate_spi
         self._last_handle = 0
         self._refusals = REFUSAL_BURST

@@ -268,12 +268,15 @@ class CreateChild(Task):
                 sa.association.child_deleted(old, now)
                 sa.rekey_child(None, now)
             return
-        self._retry_later(sa, now)
+        self._retry_later(sa, now, f"peer refuses a CHILD_SA: {error.name}")
 
-    def _retry_later(self, sa: IkeSa, now: float) -> None:
+    def _retry_later(self, sa: IkeSa, now: float, reason: str = "no CHILD_SA could be made") -> None:
+        at = now + RETRY * (1.0 + sa.context.uniform())
         if self.old is not None:
             self.old.rekey = None
-            self.old.rekey_at = now + RETRY * (1.0 + sa.context.uniform())
+            self.old.rekey_at = at
+        else:
+            sa.association.miss_child(at, reason, now)
 
     def _release(self, sa: IkeSa) -> None:
         if self.inbound_spi is not None:
@@ -361,8 +364,9 @@ def _install_answered(sa: IkeSa, old: ChildSa | None, new: Negotiated, now: floa
         (new.inbound_spi, new.outbound_spi),
         (new.inbound_keymat, new.outbound_keymat),
         replaces=old,
-        # The initiator cannot open before it has our answer (RFC 7296 section 2.8): a rekey waits for its first sign.
-        outbound_ready=old is None,
+        # The initiator cannot open before it has our answer (RFC 7296 section 2.8): what seals goes on until there is a
+        # sign of the new one, be it a rekey or a further one.
+        outbound_ready=old is None and sa.association.sealing not in sa.association.children,
         now=now,
     )
     if old is not None:

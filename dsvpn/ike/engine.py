@@ -162,6 +162,13 @@ class IkeEngine:
             sa.rekey(now)
             self._schedule(sa.association)
 
+    def reauthenticate(self, ike_sa: int, now: float) -> None:
+        """Authenticate anew, by an IKE SA and CHILD_SA that take over before the old ones go: IkeReauthentication names
+        the new handle. Where the peer initiated the IKE SA, it is asked to do so. Nothing when that is under way."""
+        sa = self._established(ike_sa)
+        sa.association.reauthentication.ask(now)
+        self._schedule(sa.association)
+
     def delete_child(self, ike_sa: int, inbound_spi: int, now: float) -> None:
         """Delete a CHILD_SA at both ends; ChildSaDeleted follows when the peer has answered or is given up."""
         sa, child = self._living_child(ike_sa, inbound_spi)
@@ -176,6 +183,9 @@ class IkeEngine:
             return
         sa = association.current
         assert sa is not None
+        successor = association.reauthentication.successor
+        if successor is not None and not successor.established:
+            successor.collapse(reason, now)
         if sa.suite is None:
             association.collapse(reason, now)
         else:
@@ -331,3 +341,5 @@ class IkeEngine:
         if deadline is not None and deadline != association.scheduled:
             heapq.heappush(self._timers, (deadline, next(self._order), association))
         association.scheduled = deadline
+        while self._context.touched:
+            self._schedule(self._context.touched.pop())

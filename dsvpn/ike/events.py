@@ -111,6 +111,18 @@ class IkeSaRekeyed:
 
 
 @dataclass(frozen=True, slots=True)
+class IkeReauthentication:
+    """The peer of `ike_sa` is authenticated anew by another IKE SA, `successor`.
+
+    That one ends in IkeSaEstablished and ChildSaEstablished, to which traffic moves, or in IkeSaFailed; `ike_sa` goes
+    on meanwhile and is deleted a few seconds after its successor stands.
+    """
+
+    ike_sa: int
+    successor: int
+
+
+@dataclass(frozen=True, slots=True)
 class IkePathChanged:
     """The peer's authenticated messages come from another endpoint (RFC 7296 section 2.23): ESP follows."""
 
@@ -127,5 +139,6 @@ Event = (
     | ChildSaOutboundReady
     | ChildSaDeleted
     | IkeSaRekeyed
+    | IkeReauthentication
     | IkePathChanged
 )

@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 
 
 class IkeAuth(Task):
-    """Authenticate and make the first CHILD_SA."""
+    """Authenticate and make the first CHILD_SA, unless `childless`."""
 
     exchange = ExchangeType.IKE_AUTH
 
-    def __init__(self, profile: IkeProfile) -> None:
+    def __init__(self, profile: IkeProfile, childless: bool = False) -> None:
         self.profile = profile
+        self.childless = childless
         # Without groups, suites that differ only in those are one.
         by_cipher = {suite.cipher: suite for suite in reversed(profile.esp)}
         self.suites: tuple[EspSuite, ...] = tuple(suite for suite in profile.esp if suite in by_cipher.values())
@@ -52,10 +53,11 @@ class IkeAuth(Task):
         except PeerError as problem:
             sa.association.collapse(problem.reason, now)
             return None
-        self.inbound_spi = context.allocate_spi()
-        if self.inbound_spi is None:
-            sa.association.collapse("no inbound SPI left", now)
-            return None
+        if not self.childless:
+            self.inbound_spi = context.allocate_spi()
+            if self.inbound_spi is None:
+                sa.association.collapse("no inbound SPI left", now)
+                return None
         payloads: list[wire.Payload] = [identity, *self.prover.certificates()]
         if self._is_first_contact(sa):
             payloads.append(wire.Notify(NotifyType.INITIAL_CONTACT))
@@ -64,7 +66,9 @@ class IkeAuth(Task):
         if remote is not None:
             payloads.append(wire.IdentificationResponder(remote.kind, remote.data))
         payloads.append(proof)
-        return payloads + offer_child(sa, self.suites, self.inbound_spi, with_groups=False) + ppk_payloads
+        if self.inbound_spi is not None:
+            payloads += offer_child(sa, self.suites, self.inbound_spi, with_groups=False)
+        return payloads + ppk_payloads
 
     def _offer_ppk(self, sa: IkeSa, identity: wire.IdentificationInitiator) -> list[wire.Payload]:
         """PPK_IDENTITY and NO_PPK_AUTH; the keys change (RFC 8784 section 3)."""
@@ -107,6 +111,13 @@ class IkeAuth(Task):
             self._release(sa)
             sa.say_goodbye(problem.reason, now, NotifyType.AUTHENTICATION_FAILED)
             return
+        initial_contact = wire.find_notify(payloads, NotifyType.INITIAL_CONTACT) is not None
+        if self.childless and error is None:
+            sa.establish(now)
+            association.establish(initial_contact, None, now)
+            association.reauthentication.note_lifetime(payloads, now)
+            sa.rekey_child(None, now)
+            return
         try:
             if error is not None:
                 raise PeerError(f"peer refuses the CHILD_SA: {error.name}")
@@ -119,9 +130,9 @@ class IkeAuth(Task):
             sa.say_goodbye(problem.reason, now)
             return
         self.inbound_spi = None
-        initial_contact = wire.find_notify(payloads, NotifyType.INITIAL_CONTACT) is not None
         sa.establish(now)
         association.establish(initial_contact, child.remote_claimed, now)
+        association.reauthentication.note_lifetime(payloads, now)
         _install(sa, child, now)
 
     def abandon(self, sa: IkeSa, now: float) -> None:
@@ -138,6 +149,7 @@ class IkeAuth(Task):
         if identity is None or proof is None:
             raise PeerError("peer's IKE_AUTH answer lacks identity or proof")
         remote = Identity(identity.id_type, identity.data)
+        sa.association.reauthentication.check(remote)
         expected = self.profile.remote_identity
         if expected is not None and not expected.matches(remote):
             raise PeerError(f"peer is {remote}, not {expected}")

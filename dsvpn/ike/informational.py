@@ -35,6 +35,7 @@ def respond_informational(sa: IkeSa, payloads: Payloads, now: float) -> list[wir
         sa.state = IkeState.DEAD
         sa.drop_at = now + FAREWELL
         return []
+    association.reauthentication.note_lifetime(payloads, now, at_once=True)
     gone: list[bytes] = []
     for delete in deletes:
         if delete.protocol != ProtocolId.ESP:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from dsvpn.addresses import Path
 from dsvpn.errors import PeerError
-from dsvpn.ike import fragmentation, nat
+from dsvpn.ike import childless, fragmentation, nat
 from dsvpn.ike.authentication import proof as proofs
 from dsvpn.ike.ike_auth import IkeAuth
 from dsvpn.ike.intermediate import IkeIntermediate
@@ -166,5 +166,5 @@ class IkeSaInit(Task):
             association.udp_encapsulation = True
             association.path = nat.move_to_nat_traversal_port(association.path)
         sa.requests.close()
-        auth = IkeAuth(self.profile)
+        auth = IkeAuth(self.profile, childless.is_wanted(self.profile, payloads))
         sa.tasks.appendleft(IkeIntermediate(auth) if choice.suite.additional else auth)

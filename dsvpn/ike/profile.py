@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from dsvpn.errors import MisuseError
 from dsvpn.ike.authentication.credentials import Credentials
@@ -45,6 +46,9 @@ class IkeProfile:
     hard: at its end the SA is deleted; the rekey starts earlier by `rekey_margin` of the lifetime plus up to as much
     again at random. `child_bytes` and `child_packets` are lifetimes of CHILD_SAs by what they carry in either
     direction, hard and soft in the same way; 0 is no limit.
+    `reauthentication` is how long a proof of identity holds; 0 is as long as the certificates.
+    `childless` is about IKE_AUTH without a CHILD_SA (RFC 6023): "prefer" does so where the peer takes it, "allow" takes
+    it, "never" neither.
     `dpd_interval` is the silence after which the peer is asked for a sign of life; 0 never asks.
     `ppks` are the post-quantum preshared keys: an initiator uses the first, a responder the one that the peer names.
     """
@@ -60,6 +64,8 @@ class IkeProfile:
     child_lifetime: float = 3600.0
     child_bytes: int = 0
     child_packets: int = 0
+    reauthentication: float = 0.0
+    childless: Literal["never", "allow", "prefer"] = "allow"
     rekey_margin: float = 0.1
     dpd_interval: float = 20.0
     retransmission: RetransmissionSchedule = RetransmissionSchedule()
@@ -92,5 +98,7 @@ class IkeProfile:
         for name in ("child_bytes", "child_packets"):
             if getattr(self, name) < 0:
                 raise MisuseError(f"profile {self.name!r}: {name} {getattr(self, name)} is negative; 0 is no limit")
+        if self.reauthentication and self.reauthentication < 10.0:
+            raise MisuseError(f"profile {self.name!r}: reauthentication {self.reauthentication} s is below 10 s")
         if self.dpd_interval < 0:
             raise MisuseError(f"profile {self.name!r}: dpd_interval {self.dpd_interval} s is negative; 0 is never")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from dsvpn.addresses import Path
 from dsvpn.errors import PeerError
+from dsvpn.ike import childless
 from dsvpn.ike.authentication import proof as proofs
 from dsvpn.ike.child_exchange import answer_offer
 from dsvpn.ike.identity import Identity
@@ -47,6 +48,10 @@ def respond_auth(sa: IkeSa, payloads: Payloads, path: Path, now: float) -> list[
     if sa.ppk is not None:
         answer.append(wire.Notify(NotifyType.PPK_IDENTITY))
     sa.establish(now)
+    initial_contact = wire.find_notify(payloads, NotifyType.INITIAL_CONTACT) is not None
+    if childless.is_asked(profile, payloads):
+        association.establish(initial_contact, None, now)
+        return [*answer, *association.reauthentication.lifetime_payloads(now)]
     try:
         offer = wire.find(payloads, wire.SecurityAssociation)
         if offer is None:
@@ -58,7 +63,6 @@ def respond_auth(sa: IkeSa, payloads: Payloads, path: Path, now: float) -> list[
         sa.start_delete(now)
         assert error.code is not None
         return [*answer, wire.Notify(error.code, error.data)]
-    initial_contact = wire.find_notify(payloads, NotifyType.INITIAL_CONTACT) is not None
     association.establish(initial_contact, child.remote_claimed, now)
     association.install_child(
         child.suite,
@@ -73,6 +77,7 @@ def respond_auth(sa: IkeSa, payloads: Payloads, path: Path, now: float) -> list[
     assert child.selectors is not None
     return [
         *answer,
+        *association.reauthentication.lifetime_payloads(now),
         wire.Notify(NotifyType.USE_TRANSPORT_MODE),
         child.sa,
         wire.TrafficSelectorsInitiator((child.selectors[0],)),

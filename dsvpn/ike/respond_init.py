@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dsvpn.addresses import Path
 from dsvpn.errors import PeerError
-from dsvpn.ike import fragmentation, nat
+from dsvpn.ike import childless, fragmentation, nat
 from dsvpn.ike.association import Association
 from dsvpn.ike.authentication import proof as proofs
 from dsvpn.ike.context import Context
@@ -93,6 +93,7 @@ def _accept(context: Context, message: wire.Message, data: bytes, path: Path, no
     association.fragmentation = fragmentation.is_supported(payloads)
     if association.fragmentation:
         answer.append(fragmentation.supported())
+    answer += childless.supported(context.profiles.values())
     proofs.note_hashes(sa, payloads)
     answer += proofs.announce(list(context.profiles.values()), with_request=True)
     if findings.supported:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from math import isinf
+from math import inf, isinf
 
 from dsvpn.ike.association import Association
 from dsvpn.ike.child_sa import ChildSa, ChildState
+from dsvpn.ike.ike_sa import IkeSa
 from dsvpn.ike.status import ChildSaStatus, IkeSaStatus
 
 
@@ -18,7 +19,7 @@ def association_status(association: Association, now: float) -> IkeSaStatus:
     return IkeSaStatus(
         ike_sa=association.handle,
         profile=profile.name,
-        state="rekeying" if sa.rekey_task is not None else sa.state.value,
+        state=_state(association, sa),
         initiator=association.initiator,
         path=association.path,
         local_identity=str(association.local_identity or profile.local_identity),
@@ -35,6 +36,8 @@ def association_status(association: Association, now: float) -> IkeSaStatus:
         udp_encapsulation=association.udp_encapsulation,
         next_request_id=sa.requests.next_id,
         expected_request_id=sa.responses.expected_id,
+        reauthentication_in=_left(association.reauthentication.begins_at, now),
+        authenticated_for=_left(association.reauthentication.ends_at, now),
         ppk="" if sa.ppk is None else sa.ppk[:64].decode("ascii", "backslashreplace"),
         authentication="" if association.proved is None else association.proved.method,
         children=tuple(_child_status(child, now) for child in association.children),
@@ -60,6 +63,20 @@ def _child_status(child: ChildSa, now: float) -> ChildSaStatus:
         bytes_out=child.volume.bytes_out,
         used=child.volume.used,
     )
+
+
+def _state(association: Association, sa: IkeSa) -> str:
+    if sa.rekey_task is not None:
+        return "rekeying"
+    if association.reauthentication.delete_at != inf:
+        return "superseded"
+    if association.reauthentication.successor is not None:
+        return "reauthenticating"
+    return sa.state.value
+
+
+def _left(time: float, now: float) -> float | None:
+    return None if isinf(time) else time - now
 
 
 def _until(time: float, now: float) -> float:

@@ -36,7 +36,8 @@ class ChildSaStatus:
 
 @dataclass(frozen=True, slots=True)
 class IkeSaStatus:
-    """One IKE SA. `state` is "connecting", "established", "rekeying" or "deleting". Message ids are the next to use
+    """One IKE SA. `state` is "connecting", "established", "rekeying", "reauthenticating", "superseded" (by a
+    new IKE SA with the same peer) or "deleting". Message ids are the next to use
     for our requests and the next expected of the peer's."""
 
     ike_sa: int
@@ -59,6 +60,9 @@ class IkeSaStatus:
     next_request_id: int
     expected_request_id: int
     children: tuple[ChildSaStatus, ...]
+    #: Seconds until the peer is authenticated anew, and until the IKE SA ends if it is not; None without such an end.
+    reauthentication_in: float | None = None
+    authenticated_for: float | None = None
     #: The identity of the post-quantum preshared key in the keys, empty without.
     ppk: str = ""
     #: How the peer proved itself, such as "pre-shared key" or "ECDSA with SHA2-256".

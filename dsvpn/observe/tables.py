@@ -263,7 +263,7 @@ def _peers(value: dict[str, Any]) -> list[RenderableType]:
 def _sa(value: list[dict[str, Any]]) -> list[RenderableType]:
     ike = _table(
         "IKE SAs",
-        ("peer", "remote", "state", "role", "SPIs", "suite", "proof", "age", "rekey in", "heard"),
+        ("peer", "remote", "state", "role", "SPIs", "suite", "proof", "age", "rekey in", "proof holds", "heard"),
         (
             (
                 sa["remote_identity"],
@@ -275,6 +275,7 @@ def _sa(value: list[dict[str, Any]]) -> list[RenderableType]:
                 sa.get("authentication"),
                 duration(sa["age"]),
                 duration(sa["rekey_in"]),
+                duration(sa.get("authenticated_for")),
                 duration(sa["last_heard"]),
             )
             for sa in value

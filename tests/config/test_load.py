@@ -111,6 +111,8 @@ def test_routes_and_maps(tmp_path: Path) -> None:
             "1000 would be over before a rekey is; write at least 1000000, or 0 for no limit",
         ),
         ('mode = "transport"', "child_lifetime_packets = 999", "write at least 1000, or 0 for no limit"),
+        ('mode = "transport"', 'reauthentication = "30s"', "30 s is too short; write at least 60 s, or 0 for never"),
+        ('mode = "transport"', 'childless = "perhaps"', "ipsec.default.childless: "),
         ("[gateway]", "[gateway", "the file is not TOML"),
         ("psk = {", "pks = {", "ipsec.default.auth.pks: there is no such key; write psk"),
         ("tunnel.dsvpn0", "tunnel.a-device-name-too-long", "cannot name a device"),

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from tests.gateway.network import Network
+from tests.simulation import Conditions
 
 
 def test_limits_by_packets_rekey_under_traffic_without_loss() -> None:
@@ -49,3 +54,81 @@ def test_a_child_sa_that_is_deleted_comes_again() -> None:
         assert network.path("s1", "hub") == ("s1", "hub")
         assert network.path("hub", "s1") == ("hub", "s1")
     assert {status.ike_sa for status in spoke.gateway.ike.snapshot(network.simulation.now)} == before
+
+
+@pytest.mark.parametrize("nated", [(), (1,), (1, 2)])
+@pytest.mark.parametrize("conditions", [Conditions(), Conditions(jitter=0.02, duplicate=0.1, reorder=0.1)])
+def test_reauthentication_loses_no_packet_and_nhrp_sees_nothing_of_it(
+    nated: tuple[int, ...], conditions: Conditions
+) -> None:
+    """Spoke and hub, under traffic in both directions: both move to the new SA, then the old one goes."""
+    network = Network(
+        seed=7,
+        nated=nated,
+        conditions=conditions,
+        options={"profile": {"reauthentication": "60s"}},
+        overrides={f"s{index}": {"nhrp": {"shortcut": False}} for index in (1, 2)},
+    )
+    network.start()
+    network.stream("s1", "hub", 5.0, interval=0.1)
+    spoke, hub = network["s1"], network["hub"]
+    before = spoke.gateway.ike.snapshot(network.simulation.now)[0].ike_sa
+    registered = nhrp_counters(network)
+    mappings = set(hub.gateway.tunnels["dsvpn0"].mappings)
+    ups: list[str] = []
+    for name in ("s1", "hub"):
+        nhrp = network[name].gateway.tunnels["dsvpn0"].nhrp
+        for call in ("peer_up", "peer_down"):
+            record(nhrp, call, ups)
+    sent = network.stream("s1", "hub", 70.0, interval=0.05)
+    arrived = network.arrived("s1", "hub")
+    assert [number for number in sent if number not in arrived] == []
+    sas = spoke.gateway.ike.snapshot(network.simulation.now)
+    assert [sa.state for sa in sas] == ["established"]
+    assert sas[0].ike_sa != before
+    assert ups == []
+    assert set(hub.gateway.tunnels["dsvpn0"].mappings) == mappings
+    assert len(spoke.adjacencies) == 1
+    assert len(spoke.inbound) == 1
+    assert len(hub.gateway.ike.snapshot(network.simulation.now)) == 2
+    assert nhrp_counters(network) == registered
+
+
+def record(target: Any, name: str, log: list[str]) -> None:
+    """Note every call of a method, which goes on as it is."""
+    method = getattr(target, name)
+
+    def called(*arguments: Any) -> Any:
+        log.append(name)
+        return method(*arguments)
+
+    setattr(target, name, called)
+
+
+def nhrp_counters(network: Network) -> dict[str, int]:
+    """Registrations that the hub has seen: no more than without reauthentication."""
+    counters = network["hub"].gateway.tunnels["dsvpn0"].nhrp.snapshot(network.simulation.now).counters
+    return {name: value for name, value in counters.items() if "registration" in name}
+
+
+def test_childless_start_brings_everything_up() -> None:
+    network = Network(seed=8, nated=(1, 2), options={"profile": {"childless": "prefer", "esp": ["aes128gcm16-x25519"]}})
+    network.start()
+    sent = network.stream("s1", "hub", 3.0)
+    assert sorted(network.arrived("s1", "hub")) == sent
+
+
+def test_reauthentication_fails_while_the_hub_is_away_and_then_succeeds() -> None:
+    network = Network(seed=9, spokes=1, nated=(), options={"profile": {"reauthentication": "60s", "dpd": 0}})
+    network.start()
+    spoke, hub = network["s1"], network["hub"]
+    network.simulation.run_for(40)
+    network.underlay.cut(spoke.host.address, hub.host.address)
+    network.simulation.run_for(60)
+    network.underlay.mend(spoke.host.address, hub.host.address)
+    network.simulation.run_until(lambda: network.registered(spoke), 120, "the spoke being back")
+    network.simulation.run_for(10)
+    assert network.path("s1", "hub") == ("s1", "hub")
+    for site in (spoke, hub):
+        assert len(site.gateway.peers) == 1
+        assert len(site.gateway.ike.snapshot(network.simulation.now)) == 1

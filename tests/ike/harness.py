@@ -77,13 +77,15 @@ class End:
         self.allocated: set[int] = set()
         self.released: set[int] = set()
         self.key_log: list[str] = []
+        #: What the time of day has moved by; a test may let it move with the simulation's.
+        self.elapsed: Callable[[], float] = lambda: 0.0
         self.engine = IkeEngine(
             profiles,
             random=self._random.randbytes,
             allocate_spi=self._allocate,
             release_spi=self._release,
             key_log=self.key_log.append,
-            wall_clock=lambda: WALL,
+            wall_clock=lambda: WALL + self.elapsed(),
         )
         self.events: list[events.Event] = []
         self.established: dict[int, events.IkeSaEstablished] = {}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
-from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
@@ -11,52 +9,10 @@ import pytest
 
 from dsvpn.ike import events
 from dsvpn.ike.profile import RetransmissionSchedule
-from tests.ike.harness import End, InFlight, Wire, both_options, make_wire
+from tests.ike.bad_network import BadNetwork, check_end
+from tests.ike.harness import End, Wire, both_options, make_wire
 
 QUIET = 400.0
-
-
-@dataclass
-class BadNetwork:
-    """Carries what a `Wire` collects, with losses, doubles and delays, in simulated time."""
-
-    net: Wire
-    chance: Random
-    loss: float
-    duplicate: float = 0.1
-    delay: float = 0.2
-    heap: list[tuple[float, int, InFlight]] = field(default_factory=list)
-    order: int = 0
-
-    def carry(self) -> None:
-        """Take over what the ends have sent."""
-        self.net.collect()
-        for queue in self.net.flying.values():
-            while queue:
-                flight = queue.popleft()
-                for _ in range(2 if self.chance.random() < self.duplicate else 1):
-                    if self.chance.random() >= self.loss:
-                        self.order += 1
-                        # Delays vary by more than a message takes: datagrams overtake each other.
-                        at = self.net.now + self.chance.random() * self.delay
-                        heapq.heappush(self.heap, (at, self.order, flight))
-
-    def run(self, seconds: float) -> None:
-        end = self.net.now + seconds
-        for _ in range(200_000):
-            self.carry()
-            timer = self.net.next_timer()
-            times = [end] + ([timer] if timer is not None else []) + ([self.heap[0][0]] if self.heap else [])
-            self.net.now = max(self.net.now, min(times))
-            if self.heap and self.heap[0][0] <= self.net.now:
-                flight = heapq.heappop(self.heap)[2]
-                flight.receiver.engine.receive_datagram(flight.data, flight.path, self.net.now)
-            elif timer is not None and timer <= self.net.now:
-                for one in self.net.ends:
-                    one.engine.handle_timer(self.net.now)
-            elif self.net.now >= end:
-                return
-        raise AssertionError("time stands still")
 
 
 def disturb(net: Wire, end: End, chance: Random) -> None:
@@ -66,7 +22,8 @@ def disturb(net: Wire, end: End, chance: Random) -> None:
         return
     handle = chance.choice(sorted(end.established))
     children = sorted(spi for spi, owned in end.children.items() if owned.event.ike_sa == handle)
-    action = chance.choice(["rekey_child"] * 4 + ["rekey_ike"] * 4 + ["delete_child", "create", "liveness", "delete"])
+    rare = ["delete_child", "create", "liveness", "delete", "reauthenticate"]
+    action = chance.choice(["rekey_child"] * 4 + ["rekey_ike"] * 4 + rare)
     match action:
         case "rekey_child" if children:
             end.engine.rekey_child(handle, chance.choice(children), net.now)
@@ -76,6 +33,8 @@ def disturb(net: Wire, end: End, chance: Random) -> None:
             end.engine.delete_child(handle, chance.choice(children), net.now)
         case "create":
             end.engine.create_child(handle, net.now)
+        case "reauthenticate":
+            end.engine.reauthenticate(handle, net.now)
         case "liveness":
             end.engine.check_liveness(handle, net.now)
         case "delete" if chance.random() < 0.3:
@@ -99,22 +58,8 @@ def simulate(seed: int, loss: float, steps: int, **options: Any) -> Wire:
                 disturb(net, end, chance)
         bad.run(chance.choice((0.0, 0.1, 1.0, 5.0)))
     # The network recovers; dead peers are found and the last farewells run out.
-    bad.loss = 0.0
-    bad.run(QUIET)
+    bad.finish(QUIET)
     return net
-
-
-def check_end(net: Wire) -> None:
-    net.check_agreement()
-    for end in net.ends:
-        context = end.engine._context
-        assert set(context.children) == set(end.children)
-        assert set(context.associations) == set(end.established)
-        assert len(context.ike_sas) == len(end.established)
-        assert not len(context.half_open)
-        for handle in end.established:
-            spis = [spi for spi, owned in end.children.items() if owned.event.ike_sa == handle]
-            assert not spis or end.sealing.get(handle) in spis, "an IKE SA has children and seals with none"
 
 
 @pytest.mark.parametrize("batch", range(8))

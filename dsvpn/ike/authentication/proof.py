@@ -159,8 +159,7 @@ def _check_shared_key(sa: IkeSa, profile: IkeProfile, remote: Identity, mic: byt
 
 
 def withdrawn(proved: Proved | None, profile: IkeProfile) -> str:
-    """Why what a peer has proved earlier does not hold under `profile`; empty when it does. A certificate that expires
-    while its IKE SA lives ends nothing: the next authentication does."""
+    """Why what a peer has proved earlier does not hold under `profile`; empty when it does."""
     if proved is None or not proved.path:
         return ""
     if profile.trust is None or not profile.trust.trusts(proved.path):
