@@ -75,6 +75,9 @@ def ike_profile(name: str, ipsec: IpsecConfig, material: Material, ppks: Sequenc
             tries=schedule.tries,
         ),
         replay_window=ipsec.replay_window,
+        mobike=ipsec.mobike,
+        additional_addresses=ipsec.additional_addresses,
+        prohibit_nat=ipsec.nat == "refuse",
         ppks=tuple(
             Ppk(section.id.encode(), key, section.required) for section, key in zip(ipsec.ppk, ppks, strict=True)
         ),

@@ -343,6 +343,12 @@ class IpsecConfig(_Section):
     retransmission: RetransmissionSection = RetransmissionSection()
     ppk: Annotated[tuple[PpkSection, ...], BeforeValidator(listed)] = ()
     """Post-quantum preshared keys: a caller uses the first, the called one that which the caller names."""
+    mobike: bool = True
+    """Keep the SAs when either end's address changes (RFC 4555). IKE goes to port 4500 then, NAT or not."""
+    additional_addresses: Annotated[tuple[AddressField, ...], BeforeValidator(listed)] = ()
+    """Addresses of this gateway that peers may try when the one they use does not answer."""
+    nat: Literal["allow", "refuse"] = "allow"
+    """"refuse": no SA whose messages a NAT has changed, with peers that have MOBIKE."""
     auth: AuthConfig
 
     @field_validator("mode")

@@ -169,13 +169,9 @@ class Gateway:
                 self.peering.call_wanted(network, now)
         else:
             before, network.source = network.source, address
-            if address is not None:
-                network.nhrp.set_nbma(address, now)
             if before is not None:
                 self._event("warning", "source_changed", f"{tunnel}: source address is {address}, was {before}")
-            for peer in list(self.peers):
-                if tunnel in peer.adjacencies and (before is not None or peer.profile is None):
-                    self.peering.restart(peer, "source address changed", now)
+            self.peering.roaming.source_changed(network, before, now)
             self.peering.call_wanted(network, now)
         self._settle(now)
 

@@ -23,6 +23,7 @@ from dsvpn.config.model import Config
 from dsvpn.gateway.events import Level
 from dsvpn.gateway.ids import IdPool
 from dsvpn.gateway.peers import Child, Peer, PeerTable
+from dsvpn.gateway.roaming import Roaming
 from dsvpn.gateway.tunnel import Tunnel
 from dsvpn.ike import events as ike_events
 from dsvpn.ike.engine import IkeEngine
@@ -70,6 +71,7 @@ class Peering:
         self.ike = ike
         self.tunnels = tunnels
         self.peers = PeerTable()
+        self.roaming = Roaming(self)
         self.refused: deque[tuple[float, ike_events.IkeAuthenticationRefused]] = deque(maxlen=MAX_REFUSED)
         self.closing = False
         self._emit = emit
@@ -98,9 +100,12 @@ class Peering:
         yield from self._confirmations.values()
         if self._keepalive_at is not None:
             yield self._keepalive_at
+        if (due := self.roaming.get_timer()) is not None:
+            yield due
 
     def handle_timer(self, now: float) -> None:
         """Call, confirm and let go of whom it is time for."""
+        self.roaming.handle_timer(now)
         for peer in _due(self._calls, now):
             # What is done for one peer may have settled another's.
             if self._calls.pop(peer, None) is not None:
@@ -327,8 +332,8 @@ class Peering:
                     self._seal_with(peer, peer.children[inbound_spi])
             case ike_events.ChildSaDeleted(ike_sa, inbound_spi, _):
                 self._on_child_deleted(ike_sa, inbound_spi, now)
-            case ike_events.IkePathChanged(ike_sa, path):
-                self._on_path(ike_sa, path)
+            case ike_events.IkePathChanged():
+                self._on_path(event, now)
             case ike_events.IkeReauthentication(ike_sa, successor):
                 peer = self.peers.by_ike_sa(ike_sa)
                 if peer is not None:
@@ -474,18 +479,33 @@ class Peering:
         if ike_sa in self._initiated and self.ike.is_established(ike_sa):
             self._call_again(peer, now)
 
-    def _on_path(self, ike_sa: int, path: Path) -> None:
+    def _on_path(self, event: ike_events.IkePathChanged, now: float) -> None:
+        ike_sa, path = event.ike_sa, event.path
         peer = self.peers.by_ike_sa(ike_sa)
         if peer is None:
             return
-        self._report("info", "peer_moved", f"{peer.identity} is at {path.remote.address} port {path.remote.port}")
+        remote = path.remote.address
+        here = path.local.address
+        self._report("info", "peer_moved", f"{peer.identity} is at {remote} port {path.remote.port}, seen from {here}")
         for child in peer.children.values():
             if child.ike_sa == ike_sa:
                 child.path = path
-        if peer.nbma != path.remote.address:
-            self.peers.move(peer, path.remote.address)
+                child.encapsulation = "udp" if event.udp_encapsulation else "esp"
+        peer.local_nat, peer.remote_nat = event.local_nat, event.remote_nat
+        if event.local_nat and self._keepalive_at is None:
+            self._keepalive_at = now + KEEPALIVE_INTERVAL
+        moved = peer.nbma != remote
+        if moved:
+            self.peers.move(peer, remote)
+            # Its address behind a NAT is told by its next registration.
+            peer.private_nbma = None if event.remote_nat else remote
         if peer.current is not None and peer.children[peer.current].ike_sa == ike_sa:
             self._use_path(peer, peer.children[peer.current])
+        if moved and peer.up:
+            for name, adjacency in peer.adjacencies.items():
+                self.tunnels[name].nhrp.peer_up(remote, adjacency, now)
+        if event.confirmed:
+            self.roaming.path_confirmed(peer, now)
 
     def _use_path(self, peer: Peer, child: Child) -> None:
         path = child.path

@@ -37,7 +37,7 @@ def sections(gateway: Gateway, now: float) -> dict[str, Any]:
             ],
         },
         "sa": plain(gateway.ike.snapshot(now)),
-        "ike": gateway.ike.counters(),
+        "ike": gateway.ike.counters() | {"moved": gateway.peering.roaming.moved},
         "routes": [route for tunnel in gateway.tunnels.values() for route in _routes(tunnel)],
     }
 

@@ -29,6 +29,8 @@ from dsvpn.ike.events import (
 from dsvpn.ike.fragmentation import DEFAULT_FRAGMENT_SIZE, message_limit
 from dsvpn.ike.identity import Identity
 from dsvpn.ike.ike_sa import IkeSa
+from dsvpn.ike.mobike import Mobike
+from dsvpn.ike.nat import NatFindings
 from dsvpn.ike.profile import IkeProfile
 from dsvpn.ike.reauthentication import Reauthentication
 from dsvpn.ike.state import IkeState
@@ -57,6 +59,8 @@ class Association:
         self.udp_encapsulation = False
         #: Whether both ends send long messages in fragments (RFC 7383).
         self.fragmentation = False
+        #: Set when both ends can move (RFC 4555).
+        self.mobike: Mobike | None = None
         self.last_heard = now
         #: Since when ESP goes to the peer and nothing comes from there.
         self.unanswered_since = inf
@@ -155,7 +159,23 @@ class Association:
         (RFC 7296 section 2.23)."""
         if self.established and self.remote_nat and path.remote != self.path.remote:
             self.path = path
-            self.context.emit(IkePathChanged(self.handle, path))
+            self.path_changed(confirmed=True)
+
+    def path_changed(self, *, confirmed: bool) -> None:
+        """Tell the owner by which path IKE and ESP go."""
+        self.context.emit(
+            IkePathChanged(self.handle, self.path, self.udp_encapsulation, self.local_nat, self.remote_nat, confirmed)
+        )
+
+    def take_nat_findings(self, findings: NatFindings) -> None:
+        """NAT detection on a new path decides about UDP encapsulation anew (RFC 4555 section 3.5)."""
+        if not findings.supported:
+            return
+        assert self.profile is not None
+        self.local_nat, self.remote_nat = findings.local_nat, findings.remote_nat
+        self.udp_encapsulation = findings.local_nat or findings.remote_nat or self.profile.force_udp_encapsulation
+        for child in self.children:
+            child.udp_encapsulation = self.udp_encapsulation
 
     # -- life and death --------------------------------------------------------------------------------------
 

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import count
 
-from dsvpn.addresses import Path
+from dsvpn.addresses import Address, Path
 from dsvpn.errors import DecodeError, MisuseError
-from dsvpn.ike import cookies
+from dsvpn.ike import cookies, mobike
 from dsvpn.ike.association import Association
 from dsvpn.ike.authentication import proof as proofs
 from dsvpn.ike.child_sa import ChildSa, ChildState
 from dsvpn.ike.context import Context
 from dsvpn.ike.delete import DeleteIke
-from dsvpn.ike.events import Event, IkePathChanged
+from dsvpn.ike.events import Event
 from dsvpn.ike.half_open import HalfOpenLimits
 from dsvpn.ike.ike_sa import IkeSa
 from dsvpn.ike.init import IkeSaInit
@@ -264,7 +264,25 @@ class IkeEngine:
             moved = Path(local, path.remote)
             if moved != association.path:
                 association.path = moved
-                self._context.emit(IkePathChanged(ike_sa, moved))
+                association.path_changed(confirmed=True)
+
+    def can_move(self, ike_sa: int) -> bool:
+        """Whether an established IKE SA can go on from another address."""
+        association = self._context.associations.get(ike_sa)
+        return association is not None and association.established and association.mobike is not None
+
+    def move(self, ike_sa: int, local: Address, now: float) -> bool:
+        """This gateway's address towards the peer is `local` from here on: IKE and ESP go on from there (RFC 4555).
+
+        IkePathChanged follows at once, and once more, confirmed, when the peer knows. False when the IKE SA cannot be
+        moved, and the owner has to make it anew: the peer has no MOBIKE, or the address is of another family.
+        """
+        association = self._context.associations.get(ike_sa)
+        if association is None or not association.established:
+            return False
+        moved = mobike.move(association, local, now)
+        self._schedule(association)
+        return moved
 
     def close(self, now: float) -> None:
         """Delete everything, telling every peer once. Send `datagrams_to_send` afterwards."""

@@ -124,10 +124,15 @@ class IkeReauthentication:
 
 @dataclass(frozen=True, slots=True)
 class IkePathChanged:
-    """The peer's authenticated messages come from another endpoint (RFC 7296 section 2.23): ESP follows."""
+    """IKE goes by another path, and ESP follows: the peer's NAT has another mapping (RFC 7296 section 2.23), or one
+    end moved (RFC 4555). `confirmed`: the peer knows of it."""
 
     ike_sa: int
     path: Path
+    udp_encapsulation: bool
+    local_nat: bool
+    remote_nat: bool
+    confirmed: bool
 
 
 Event = (

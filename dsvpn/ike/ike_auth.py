@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dsvpn.errors import PeerError
+from dsvpn.ike import mobike
 from dsvpn.ike.authentication import proof as proofs
 from dsvpn.ike.child_exchange import Negotiated, accept_answer, offer_child
 from dsvpn.ike.identity import Identity
@@ -68,7 +69,7 @@ class IkeAuth(Task):
         payloads.append(proof)
         if self.inbound_spi is not None:
             payloads += offer_child(sa, self.suites, self.inbound_spi, with_groups=False)
-        return payloads + ppk_payloads
+        return payloads + mobike.announce(profile) + ppk_payloads
 
     def _offer_ppk(self, sa: IkeSa, identity: wire.IdentificationInitiator) -> list[wire.Payload]:
         """PPK_IDENTITY and NO_PPK_AUTH; the keys change (RFC 8784 section 3)."""
@@ -112,6 +113,7 @@ class IkeAuth(Task):
             sa.say_goodbye(problem.reason, now, NotifyType.AUTHENTICATION_FAILED)
             return
         initial_contact = wire.find_notify(payloads, NotifyType.INITIAL_CONTACT) is not None
+        mobike.take_announcement(association, payloads)
         if self.childless and error is None:
             sa.establish(now)
             association.establish(initial_contact, None, now)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from dsvpn.addresses import Path
 from dsvpn.errors import DecodeError, PeerError
-from dsvpn.ike import fragmentation
+from dsvpn.ike import fragmentation, mobike
 from dsvpn.ike.child_sa import ChildSa
 from dsvpn.ike.create_child import CreateChild, respond_create_child
 from dsvpn.ike.delete import DeleteIke
@@ -179,6 +179,14 @@ class IkeSa:
         payloads = task.build(self, now)
         if payloads is not None:
             self._send_request(task, payloads, now)
+
+    def repeat_request(self, now: float) -> None:
+        """Send the outstanding request again at once: the path is another."""
+        outstanding = self.requests.outstanding
+        if outstanding is not None:
+            outstanding.sent = 1
+            outstanding.deadline = now + self.schedule.wait(1)
+            self.send(outstanding.datagrams, self.association.path)
 
     def _send_request(self, task: Task, payloads: list[wire.Payload], now: float) -> None:
         flags = Flag.INITIATOR if self.is_initiator else 0
@@ -402,7 +410,7 @@ class IkeSa:
         if self.state is IkeState.HALF_OPEN:
             return respond_auth(self, payloads, path, now)
         if exchange == ExchangeType.INFORMATIONAL:
-            return respond_informational(self, payloads, now)
+            return [*mobike.respond(self, payloads, path, now), *respond_informational(self, payloads, now)]
         if exchange == ExchangeType.IKE_FOLLOWUP_KE:
             if self.state is not IkeState.ESTABLISHED:
                 raise PeerError(f"IKE SA is {self.state.value}", NotifyType.TEMPORARY_FAILURE)
@@ -449,6 +457,8 @@ class IkeSa:
         if isinstance(outstanding.task, IkeSaInit) and outstanding.task.handle_timer(self, now):
             return
         if outstanding.deadline > now:
+            return
+        if outstanding.sent >= mobike.SILENT_TRIES and mobike.try_next_address(self, now):
             return
         datagrams = self.requests.retransmit(self.schedule, now)
         if datagrams is not None:

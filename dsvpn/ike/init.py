@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from dsvpn.addresses import Path
 from dsvpn.errors import PeerError
-from dsvpn.ike import childless, fragmentation, nat
+from dsvpn.ike import childless, fragmentation, mobike, nat
 from dsvpn.ike.authentication import proof as proofs
 from dsvpn.ike.ike_auth import IkeAuth
 from dsvpn.ike.intermediate import IkeIntermediate
@@ -68,6 +68,7 @@ class IkeSaInit(Task):
         if any(suite.additional for suite in self.profile.ike):
             payloads.append(wire.Notify(NotifyType.INTERMEDIATE_EXCHANGE_SUPPORTED))
         payloads.append(fragmentation.supported())
+        payloads += mobike.prohibition(self.profile, association.path)
         payloads += proofs.announce([self.profile], with_request=False)
         return payloads + nat.detection_payloads(
             sa.initiator_spi, wire.ZERO_SPI, association.path, self.forced, sa.context.random
@@ -164,6 +165,8 @@ class IkeSaInit(Task):
         association.local_nat, association.remote_nat = findings.local_nat, findings.remote_nat
         if findings.supported and (findings.local_nat or findings.remote_nat or self.forced):
             association.udp_encapsulation = True
+        if association.udp_encapsulation or (findings.supported and self.profile.mobike):
+            # With MOBIKE also where there is no NAT yet: there may be one on a later path (RFC 4555 section 3.3).
             association.path = nat.move_to_nat_traversal_port(association.path)
         sa.requests.close()
         auth = IkeAuth(self.profile, childless.is_wanted(self.profile, payloads))

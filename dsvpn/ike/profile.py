@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dsvpn.addresses import Address
 from dsvpn.errors import MisuseError
 from dsvpn.ike.authentication.credentials import Credentials
 from dsvpn.ike.authentication.trust import TrustStore
@@ -50,6 +51,8 @@ class IkeProfile:
     `childless` is about IKE_AUTH without a CHILD_SA (RFC 6023): "prefer" does so where the peer takes it, "allow" takes
     it, "never" neither.
     `dpd_interval` is the silence after which the peer is asked for a sign of life; 0 never asks.
+    `mobike`: either end may move to other addresses (RFC 4555); `additional_addresses` are ours beside the one that IKE
+    uses, for peers to try. `prohibit_nat`: calls that pass a NAT are refused by peers that have MOBIKE.
     `ppks` are the post-quantum preshared keys: an initiator uses the first, a responder the one that the peer names.
     """
 
@@ -75,6 +78,9 @@ class IkeProfile:
     credentials: Credentials | None = None
     trust: TrustStore | None = None
     fragment_size: int = DEFAULT_FRAGMENT_SIZE
+    mobike: bool = False
+    additional_addresses: tuple[Address, ...] = ()
+    prohibit_nat: bool = False
 
     def __post_init__(self) -> None:
         if not self.ike or not self.esp:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from dsvpn.addresses import Path
 from dsvpn.errors import PeerError
-from dsvpn.ike import childless
+from dsvpn.ike import childless, mobike
 from dsvpn.ike.authentication import proof as proofs
 from dsvpn.ike.child_exchange import answer_offer
 from dsvpn.ike.identity import Identity
@@ -49,6 +49,9 @@ def respond_auth(sa: IkeSa, payloads: Payloads, path: Path, now: float) -> list[
         answer.append(wire.Notify(NotifyType.PPK_IDENTITY))
     sa.establish(now)
     initial_contact = wire.find_notify(payloads, NotifyType.INITIAL_CONTACT) is not None
+    mobike.take_announcement(association, payloads)
+    if association.mobike is not None:
+        answer += mobike.announce(profile)
     if childless.is_asked(profile, payloads):
         association.establish(initial_contact, None, now)
         return [*answer, *association.reauthentication.lifetime_payloads(now)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dsvpn.addresses import Path
 from dsvpn.errors import PeerError
-from dsvpn.ike import childless, fragmentation, nat
+from dsvpn.ike import childless, fragmentation, mobike, nat
 from dsvpn.ike.association import Association
 from dsvpn.ike.authentication import proof as proofs
 from dsvpn.ike.context import Context
@@ -52,6 +52,7 @@ def _accept(context: Context, message: wire.Message, data: bytes, path: Path, no
     nonce = wire.find(payloads, wire.Nonce)
     if offer is None or public is None or nonce is None or header.initiator_spi == wire.ZERO_SPI:
         raise PeerError("IKE_SA_INIT lacks SA, KE, nonce or SPI", NotifyType.INVALID_SYNTAX)
+    mobike.check_prohibition(payloads, path)
     # Which profile it is, IKE_AUTH tells: the suite is the best that any of them has in common with the peer.
     intermediate = wire.find_notify(payloads, NotifyType.INTERMEDIATE_EXCHANGE_SUPPORTED) is not None
     suites = dict.fromkeys(

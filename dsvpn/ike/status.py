@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dsvpn.addresses import Path
+from dsvpn.addresses import Address, Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,5 +65,8 @@ class IkeSaStatus:
     authenticated_for: float | None = None
     #: The identity of the post-quantum preshared key in the keys, empty without.
     ppk: str = ""
+    #: Both ends can move to other addresses (RFC 4555), and the addresses that the peer has besides.
+    mobike: bool = False
+    peer_addresses: tuple[Address, ...] = ()
     #: How the peer proved itself, such as "pre-shared key" or "ECDSA with SHA2-256".
     authentication: str = ""

@@ -195,11 +195,17 @@ class NhrpEngine:
             if shortcut.renewal_due(now):
                 self._resolutions.resolve(shortcut.target, now)
 
-    def set_nbma(self, nbma: Address, now: float) -> None:
-        """This gateway's own underlay address is known or has changed: register with it."""
+    def set_nbma(self, nbma: Address, now: float, *, register: bool = True) -> None:
+        """This gateway's own underlay address is known or has changed: register with it, unless `register_with` is to
+        follow once the NHSs know the path from there."""
         if self._context.nbma != nbma:
             self._context.nbma = nbma
-            self._registrations.restart(now)
+            if register:
+                self._registrations.restart(now)
+
+    def register_with(self, peer: int, now: float) -> None:
+        """Register anew with the NHSs behind one peer, whom the path to this gateway has changed for."""
+        self._registrations.restart(now, peer)
 
     def withdraw(self, prefix: Prefix, now: float) -> None:
         """This gateway has stopped being the way to `prefix`: purge it from all who were told so."""

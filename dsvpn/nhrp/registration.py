@@ -72,10 +72,11 @@ class RegistrationClient:
             registration.request_id, registration.up_since = None, None
             self._report_down(registration, f"no path to NHS {registration.nhs.protocol}", False)
 
-    def restart(self, now: float) -> None:
-        """Register anew everywhere: this gateway's own address has changed, or the operator wants it."""
+    def restart(self, now: float, peer: int | None = None) -> None:
+        """Register anew everywhere, or behind one peer: this gateway's own address has changed, or the operator wants
+        it."""
         for registration in self._registrations:
-            if registration.peer is not None:
+            if registration.peer is not None and peer in (None, registration.peer):
                 self._start(registration, now)
 
     def receive_reply(self, message: NhrpMessage, peer: int | None, now: float) -> None:

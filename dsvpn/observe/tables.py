@@ -263,7 +263,20 @@ def _peers(value: dict[str, Any]) -> list[RenderableType]:
 def _sa(value: list[dict[str, Any]]) -> list[RenderableType]:
     ike = _table(
         "IKE SAs",
-        ("peer", "remote", "state", "role", "SPIs", "suite", "proof", "age", "rekey in", "proof holds", "heard"),
+        (
+            "peer",
+            "remote",
+            "state",
+            "role",
+            "SPIs",
+            "suite",
+            "proof",
+            "moves",
+            "age",
+            "rekey in",
+            "proof holds",
+            "heard",
+        ),
         (
             (
                 sa["remote_identity"],
@@ -273,6 +286,7 @@ def _sa(value: list[dict[str, Any]]) -> list[RenderableType]:
                 f"{sa['initiator_spi']:016x} {sa['responder_spi']:016x}",
                 f"{sa['suite']} with PPK {sa['ppk']}" if sa.get("ppk") else sa["suite"],
                 sa.get("authentication"),
+                sa.get("mobike"),
                 duration(sa["age"]),
                 duration(sa["rekey_in"]),
                 duration(sa.get("authenticated_for")),

@@ -51,7 +51,8 @@ def test_counters_tell_of_strangers() -> None:
     network = Network(seed=1, nated=())
     network.start()
     counters = network["hub"].gateway.status(network.simulation.now)["ike"]
-    assert counters == {
+    strangers = {name: count for name, count in counters.items() if name.startswith(("cookies", "half_open", "ikev1"))}
+    assert strangers == {
         "cookies_accepted": 0,
         "cookies_refused": 0,
         "cookies_sent": 0,
