@@ -134,6 +134,14 @@ class SendNhrp:
 
 
 @dataclass(frozen=True, slots=True)
+class SendProbe:
+    """Send an ICMP echo request from this host to a tunnel address, by the tunnel. Its answer is data that came in."""
+
+    tunnel: str
+    destination: Address
+
+
+@dataclass(frozen=True, slots=True)
 class InstallKernelRoute:
     """Show a shortcut to the kernel: `prefix` by `via` (None: on-link) on the tunnel's device."""
 
@@ -163,6 +171,7 @@ Command = (
     | SetOutboundSa
     | ClearOutboundSa
     | SendNhrp
+    | SendProbe
     | InstallKernelRoute
     | RemoveKernelRoute
 )

@@ -133,6 +133,12 @@ class NhrpSection(_Section):
     """Who gets a copy of multicast packets: every registered peer, the NHSs, or the NBMA addresses in a list."""
     unique: bool = False
     """Ask the NHS to bind the tunnel address to this NBMA address alone (RFC 2332 section 5.2.3, U bit)."""
+    nhs_probe: Duration = Field(default=0.5, ge=0, le=60)
+    """With several NHSs: one that is silent for so long is probed, and again after each such time, seconds; 0 never."""
+    nhs_probe_tries: int = Field(default=3, ge=1, le=20)
+    """Unanswered probes in a row after which traffic goes by another NHS."""
+    nhs_fallback: Duration = Field(default=10.0, ge=0, le=3600)
+    """An NHS that has failed gets its traffic back after it has been well for so long, seconds."""
     nhs: tuple[NhsSection, ...] = ()
     map: tuple[MapSection, ...] = ()
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dsvpn.addresses import Address, Path, Prefix
-from dsvpn.commands import Command, SendNhrp
+from dsvpn.commands import Command, SendNhrp, SendProbe
 from dsvpn.config.credentials import Material
 from dsvpn.config.model import Config
 from dsvpn.gateway import status
@@ -212,8 +212,38 @@ class Gateway:
         note_carried(self.peering, carried, now)
         self._settle(now)
 
+    @property
+    def probe_interval(self) -> float | None:
+        """How often `probe` should be called, seconds; None: never. The same for the gateway's whole life."""
+        intervals = [tunnel.probe_interval for tunnel in self.tunnels.values() if tunnel.probe_interval is not None]
+        return min(intervals, default=None)
+
+    def probed(self) -> list[int]:
+        """The adjacencies whose counters `probe` wants."""
+        return [adjacency for tunnel in self.tunnels.values() for adjacency, _ in tunnel.probed()]
+
+    def probe(self, counters: Mapping[int, tuple[int, int]], now: float) -> None:
+        """Data packets in and out of the probed adjacencies, totals: find out which NHSs are silent."""
+        for tunnel in self.tunnels.values():
+            for adjacency, protocol in tunnel.probed():
+                if adjacency not in counters:
+                    continue
+                send, lost = tunnel.health.look(protocol, counters[adjacency][0])
+                if send:
+                    self._commands.append(SendProbe(tunnel.name, protocol))
+                if lost:
+                    tunnel.nhrp.nhs_lost(protocol, f"NHS {protocol} does not answer probes", now)
+                    found = self.peers.by_adjacency(adjacency)
+                    if found is not None:
+                        self.peering.doubt(found[1], now)
+        self._settle(now)
+
     def handle_timer(self, now: float) -> None:
         """Do what is due."""
+        for tunnel in self.tunnels.values():
+            for protocol in tunnel.health.handle_timer(now):
+                self._event("info", "nhs_back", f"{tunnel.name}: NHS {protocol} has been well for long enough")
+                tunnel.forwarding.repoint_all()
         self.ike.handle_timer(now)
         for tunnel in self.tunnels.values():
             tunnel.nhrp.handle_timer(now)
@@ -235,7 +265,9 @@ class Gateway:
 
     def get_timer(self) -> float | None:
         """When `handle_timer` or `keepalives_to_send` has something to do."""
-        timers = [self.ike.get_timer(), *(t.nhrp.get_timer() for t in self.tunnels.values()), *self.peering.timers()]
+        timers = [self.ike.get_timer(), *self.peering.timers()]
+        for tunnel in self.tunnels.values():
+            timers += [tunnel.nhrp.get_timer(), tunnel.health.get_timer()]
         return min((timer for timer in timers if timer is not None), default=None)
 
     @property
@@ -308,8 +340,12 @@ class Gateway:
             case nhrp_events.NhsUp(protocol, nat_address):
                 seen = f", which sees us as {nat_address}" if nat_address is not None else ""
                 self._event("info", "nhs_up", f"{tunnel.name}: registered with NHS {protocol}{seen}")
+                tunnel.health.registered(protocol, now)
+                tunnel.forwarding.repoint_all()
             case nhrp_events.NhsDown(protocol, reason, restart_peer):
                 self._event("warning", "nhs_down", f"{tunnel.name}: not registered with NHS {protocol}: {reason}")
+                tunnel.health.failed(protocol)
+                tunnel.forwarding.repoint_all()
                 mapping = tunnel.mappings.get(protocol)
                 if restart_peer and mapping is not None and mapping.peer is not None:
                     self.peering.restart(mapping.peer, reason, now)

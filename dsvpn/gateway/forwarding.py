@@ -32,34 +32,42 @@ class Target(NamedTuple):
     resolve: bool
 
 
+#: A next hop's address, and whether it is for the packets to that address itself.
+_Key = tuple[Address | None, bool]
+
+
 @dataclass(slots=True)
 class NextHop:
-    """A next hop of the FIB. `address` None stands for destinations that are their own next hop (on-link)."""
+    """A next hop of the FIB. `address` None stands for destinations that are their own next hop (on-link).
+
+    `own`: for packets to that very gateway, which no other can stand in for.
+    """
 
     next_hop: int
     address: Address | None
+    own: bool
     target: Target
     routes: int = 0
 
 
 @dataclass(slots=True)
 class _Entry:
-    #: The next hop's address by source.
-    candidates: dict[RouteSource, Address | None] = field(default_factory=dict)
+    #: The next hop by source.
+    candidates: dict[RouteSource, _Key] = field(default_factory=dict)
     installed: NextHop | None = None
 
 
 class Forwarding:
     """The routes and next hops of one tunnel, as commands to the data plane.
 
-    `target(address)` says where a next hop leads at the moment; call `repoint` when the answer has changed.
+    `target(address, own)` says where a next hop leads at the moment; call `repoint` when the answer has changed.
     """
 
     def __init__(
         self,
         tunnel: str,
         next_hop_ids: IdPool,
-        target: Callable[[Address | None], Target],
+        target: Callable[[Address | None, bool], Target],
         emit: Callable[[Command], None],
     ) -> None:
         self._tunnel = tunnel
@@ -67,13 +75,14 @@ class Forwarding:
         self._target = target
         self._emit = emit
         self._entries: dict[Prefix, _Entry] = {}
-        self._by_address: dict[Address | None, NextHop] = {}
+        self._by_address: dict[_Key, NextHop] = {}
         self._by_id: dict[int, NextHop] = {}
 
-    def set_route(self, source: RouteSource, prefix: Prefix, next_hop: Address | None) -> None:
-        """`source` says that `prefix` is behind `next_hop` (None: each destination is its own next hop)."""
+    def set_route(self, source: RouteSource, prefix: Prefix, next_hop: Address | None, *, own: bool = False) -> None:
+        """`source` says that `prefix` is behind `next_hop` (None: each destination is its own next hop). `own`: it is
+        the next hop's own address."""
         entry = self._entries.setdefault(prefix, _Entry())
-        entry.candidates[source] = next_hop
+        entry.candidates[source] = next_hop, own
         self._install(prefix, entry)
 
     def remove_route(self, source: RouteSource, prefix: Prefix) -> None:
@@ -86,9 +95,10 @@ class Forwarding:
 
     def repoint(self, address: Address | None) -> None:
         """Look again where the next hop `address` leads."""
-        next_hop = self._by_address.get(address)
-        if next_hop is not None:
-            self._point(next_hop)
+        for own in (False, True):
+            next_hop = self._by_address.get((address, own))
+            if next_hop is not None:
+                self._point(next_hop)
 
     def repoint_all(self) -> None:
         """Look again where every next hop leads."""
@@ -114,20 +124,20 @@ class Forwarding:
                 self._emit(RemoveRoute(self._tunnel, prefix))
                 self._release(before)
             return
-        address = entry.candidates[max(entry.candidates)]
-        if before is not None and before.address == address:
+        key = entry.candidates[max(entry.candidates)]
+        if before is not None and (before.address, before.own) == key:
             return
-        after = self._acquire(address)
+        after = self._acquire(key)
         entry.installed = after
         self._emit(SetRoute(self._tunnel, prefix, after.next_hop))
         if before is not None:
             self._release(before)
 
-    def _acquire(self, address: Address | None) -> NextHop:
-        next_hop = self._by_address.get(address)
+    def _acquire(self, key: _Key) -> NextHop:
+        next_hop = self._by_address.get(key)
         if next_hop is None:
-            next_hop = NextHop(self._ids.take(), address, self._target(address))
-            self._by_address[address] = next_hop
+            next_hop = NextHop(self._ids.take(), *key, self._target(*key))
+            self._by_address[key] = next_hop
             self._by_id[next_hop.next_hop] = next_hop
             self._emit(SetNextHop(next_hop.next_hop, *next_hop.target))
         next_hop.routes += 1
@@ -136,13 +146,13 @@ class Forwarding:
     def _release(self, next_hop: NextHop) -> None:
         next_hop.routes -= 1
         if next_hop.routes == 0:
-            del self._by_address[next_hop.address]
+            del self._by_address[next_hop.address, next_hop.own]
             del self._by_id[next_hop.next_hop]
             self._emit(RemoveNextHop(next_hop.next_hop))
             self._ids.give(next_hop.next_hop)
 
     def _point(self, next_hop: NextHop) -> None:
-        target = self._target(next_hop.address)
+        target = self._target(next_hop.address, next_hop.own)
         if target != next_hop.target:
             next_hop.target = target
             self._emit(SetNextHop(next_hop.next_hop, *target))

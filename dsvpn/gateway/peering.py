@@ -139,6 +139,11 @@ class Peering:
         if not peer.confirmed and peer in self._confirmations:
             self.confirm(peer)
 
+    def doubt(self, peer: Peer, now: float) -> None:
+        """The peer should have said something: ask by IKE whether it lives."""
+        for ike_sa in peer.ike_sas:
+            self.ike.check_liveness(ike_sa, now)
+
     def unwanted_until_mapped(self, peer: Peer, now: float) -> None:
         """Let go of a peer after a while, unless a mapping wants it by then."""
         self._farewells[peer] = now + UNWANTED_PEER_GRACE

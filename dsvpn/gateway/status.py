@@ -118,7 +118,14 @@ def _summary(gateway: Gateway, now: float) -> dict[str, Any]:
             "ipsec": tunnel.config.ipsec,
             "key": tunnel.config.key,
             "nhs": [
-                {"protocol": str(nhs.protocol), "state": nhs.state, "error": nhs.last_error} for nhs in snapshot.nhs
+                {
+                    "protocol": str(nhs.protocol),
+                    "priority": nhs.priority,
+                    "state": nhs.state,
+                    "standing": tunnel.health.standing(nhs.protocol).name.lower(),
+                    "error": nhs.last_error,
+                }
+                for nhs in snapshot.nhs
             ],
             "mappings": len(tunnel.mappings),
             "peers_up": sum(1 for peer in gateway.peers if peer.up and name in peer.adjacencies),

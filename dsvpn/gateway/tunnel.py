@@ -12,6 +12,7 @@ from dsvpn.config.model import TunnelConfig
 from dsvpn.gateway.authorization import Authorizer
 from dsvpn.gateway.forwarding import Forwarding, RouteSource, Target
 from dsvpn.gateway.ids import IdPool
+from dsvpn.gateway.nhs import NhsHealth, Standing
 from dsvpn.gateway.peers import Peer
 from dsvpn.nhrp.config import NhrpConfig, NhsConfig, Route
 from dsvpn.nhrp.engine import NhrpEngine
@@ -51,19 +52,27 @@ class Tunnel:
         self.authorizer = Authorizer(config)
         self.nhrp = NhrpEngine(nhrp_config(config), random, route_lookup)
         self._emit = emit
-        self._nhs_order = [entry.protocol for entry in sorted(config.nhrp.nhs, key=lambda entry: entry.priority)]
+        self.health = NhsHealth(
+            ((entry.protocol, entry.priority) for entry in config.nhrp.nhs),
+            tries=config.nhrp.nhs_probe_tries,
+            fallback=config.nhrp.nhs_fallback,
+        )
         self._active: set[Prefix] = set()
         self._multicast: tuple[int, ...] = ()
 
     # -- where packets go ----------------------------------------------------------------------------------
 
-    def target(self, address: Address | None) -> Target:
-        """Where a next hop leads: its mapping's peer if that carries traffic, else the best NHS, which knows more."""
+    def target(self, address: Address | None, own: bool = False) -> Target:
+        """Where a next hop leads: its mapping's peer if that carries traffic, else the best NHS, which knows more.
+
+        A route by an NHS that answers no probes, or not for long enough yet, goes by another one, too; not so the
+        packets to its `own` address, probes among them.
+        """
         mapping = self.mappings.get(address) if address is not None else None
         peer = None if mapping is None else mapping.peer
-        if peer is not None and peer.carries:
+        if peer is not None and peer.carries and (own or not self._has_stand_in(address)):
             return Target(peer.adjacencies[self.name], resolve=False)
-        for nhs in self._nhs_order:
+        for nhs in self.health.order(address):
             server = self.mappings.get(nhs)
             if server is not None and server.peer is not None and server.peer.up and nhs != address:
                 return Target(server.peer.adjacencies[self.name], resolve=True)
@@ -71,10 +80,35 @@ class Tunnel:
             return Target(peer.adjacencies[self.name], resolve=False)
         return Target(None, resolve=False)
 
+    def _has_stand_in(self, address: Address | None) -> bool:
+        """Whether an NHS should be spared, and there is another to rely on."""
+        if address not in self.health or address is None:
+            return False
+        spared = self.health.standing(address) in (Standing.RECOVERING, Standing.LOST)
+        return spared and self.health.any_reliable()
+
+    @property
+    def probe_interval(self) -> float | None:
+        """How often NHSs are looked at, seconds. With one alone there is nothing to choose."""
+        return self.config.nhrp.nhs_probe if len(self.config.nhrp.nhs) > 1 and self.config.nhrp.nhs_probe else None
+
+    def probed(self) -> list[tuple[int, Address]]:
+        """The adjacencies of the NHSs that are looked at, with their tunnel addresses."""
+        if self.probe_interval is None:
+            return []
+        found = []
+        for entry in self.config.nhrp.nhs:
+            mapping = self.mappings.get(entry.protocol)
+            if mapping is not None and mapping.peer is not None and mapping.peer.up:
+                found.append((mapping.peer.adjacencies[self.name], entry.protocol))
+        return found
+
     def set_mapping(self, event: MappingAdded, peer: Peer | None) -> None:
         """A mapping was added or changed: the tunnel address gets a host route of its own."""
         self.mappings[event.protocol] = Mapping(event, peer)
-        self.forwarding.set_route(RouteSource.MAPPING, ip_network(event.protocol), event.protocol)
+        # Only NHSs have others to stand in for them: the rest share the next hop of the routes behind them.
+        own = event.protocol in self.health
+        self.forwarding.set_route(RouteSource.MAPPING, ip_network(event.protocol), event.protocol, own=own)
         self.peer_changed(event.protocol)
 
     def remove_mapping(self, protocol: Address) -> None:
@@ -85,7 +119,7 @@ class Tunnel:
 
     def peer_changed(self, protocol: Address) -> None:
         """The peer of a mapping came up, went down or is another one: move what depends on it."""
-        if protocol in self._nhs_order:
+        if protocol in self.health:
             self.forwarding.repoint_all()
         else:
             self.forwarding.repoint(protocol)

@@ -25,6 +25,7 @@ from dsvpn.commands import (
     RemoveNextHop,
     RemoveRoute,
     SendNhrp,
+    SendProbe,
     SetAdjacency,
     SetMulticast,
     SetNextHop,
@@ -35,6 +36,7 @@ from dsvpn.errors import HostError
 from dsvpn.gateway.usage import BusySa
 from dsvpn.ike.volume import Carried
 from dsvpn.io.keylog import KeyLog
+from dsvpn.io.probe import ProbeSockets
 from dsvpn.observe.limit import RateLimit
 
 if TYPE_CHECKING:
@@ -82,9 +84,14 @@ class Commander:
         self._tunnels: dict[str, int] = {}
         self._names: dict[int, str] = {}
         self._adjacencies: dict[int, str] = {}
+        self._probes = ProbeSockets()
         self._failures = RateLimit(rate=1.0, burst=10)
         #: Commands that could not be carried out, and NHRP packets that had no way: for `dsvpn show counters`.
         self.counters = {"control_commands": 0, "control_commands_failed": 0, "control_nhrp_unsent": 0}
+
+    def close(self) -> None:
+        """Close the sockets that probes go by."""
+        self._probes.close()
 
     def add_tunnel(self, name: str, identifier: int) -> None:
         """The data plane has a tunnel of this name."""
@@ -165,6 +172,9 @@ class Commander:
                 if not plane.send_nhrp(adjacency, packet):
                     self.counters["control_nhrp_unsent"] += 1
                 return False
+            case SendProbe(tunnel, destination):
+                self._probes.send(tunnel, destination)
+                return False
             case InstallKernelRoute(tunnel, prefix, via):
                 self._routes.install_shortcut(tunnel, prefix, via)
                 return False
@@ -205,10 +215,10 @@ class Commander:
 
     # -- observation ---------------------------------------------------------------------------------------
 
-    def traffic(self) -> dict[int, tuple[int, int]]:
-        """Data packets in and out of every adjacency, totals."""
+    def traffic(self, adjacencies: Iterable[int] | None = None) -> dict[int, tuple[int, int]]:
+        """Data packets in and out of every adjacency, or of those given, totals."""
         found: dict[int, tuple[int, int]] = {}
-        for adjacency in self._adjacencies:
+        for adjacency in self._adjacencies if adjacencies is None else adjacencies:
             counters = self.adjacency_counters(adjacency)
             if counters:
                 found[adjacency] = counters["packets_in"], counters["packets_out"]

@@ -92,6 +92,7 @@ class Driver:
         key_log = self._open_key_log(undo)
         self._dataplane = self._open_dataplane()
         self._commander = Commander(self._dataplane, self._netlink, key_log)
+        undo.callback(self._commander.close)
         for name, tunnel in config.tunnels.items():
             self._make_tunnel(name, tunnel, undo)
         self._gateway = Gateway(
@@ -181,7 +182,7 @@ class Driver:
             await self._control.start()
             undo.callback(self._say_goodbye)
             self._flush()
-            for work in (self._watch_traffic(), self._crls.run()):
+            for work in (self._watch_traffic(), self._probe_servers(), self._crls.run()):
                 undo.callback(loop.create_task(work).cancel)
             self._say_up()
             await self._stop.wait()
@@ -289,6 +290,15 @@ class Driver:
         while True:
             await asyncio.sleep(_TRAFFIC_INTERVAL)
             self._guarded(self._take_traffic)()
+
+    async def _probe_servers(self) -> None:
+        while (interval := self._gateway.probe_interval) is not None:
+            await asyncio.sleep(interval)
+            self._guarded(self._probe)()
+
+    def _probe(self) -> None:
+        self._gateway.probe(self._commander.traffic(self._gateway.probed()), time.monotonic())
+        self._flush()
 
     def _look_for_traffic(self) -> None:
         self._looking = False

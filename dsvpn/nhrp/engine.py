@@ -195,6 +195,10 @@ class NhrpEngine:
             if shortcut.renewal_due(now):
                 self._resolutions.resolve(shortcut.target, now)
 
+    def nhs_lost(self, protocol: Address, reason: str, now: float) -> None:
+        """An NHS does not answer the owner's probes: NhsDown now, NhsUp as soon as it answers a registration."""
+        self._registrations.lost(protocol, reason, now)
+
     def set_nbma(self, nbma: Address, now: float, *, register: bool = True) -> None:
         """This gateway's own underlay address is known or has changed: register with it, unless `register_with` is to
         follow once the NHSs know the path from there."""

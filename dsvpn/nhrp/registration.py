@@ -124,6 +124,13 @@ class RegistrationClient:
             if registration.peer == peer and registration.request_id is not None:
                 self._refused(registration, reason)
 
+    def lost(self, protocol: Address, reason: str, now: float) -> None:
+        """The owner has found an NHS to be silent: ask it until it answers."""
+        for registration in self._registrations:
+            if registration.nhs.protocol == protocol and registration.peer is not None:
+                self._start(registration, now)
+                self._report_down(registration, reason, False)
+
     def registered_with(self) -> list[tuple[NhsConfig, int]]:
         """The NHSs that hold a registration of this gateway, with their peers."""
         return [(r.nhs, r.peer) for r in self._registrations if r.peer is not None and r.up_since is not None]

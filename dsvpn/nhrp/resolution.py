@@ -138,7 +138,8 @@ class ResolutionClient:
             mapping = context.cache.get(route.next_hop)
             if mapping is not None and mapping.kind in ("nhs", "static"):
                 peer = context.peer_of(mapping)
-                if peer is not None:
+                # A route by an NHS that is silent leads to nobody: the best of the others may know.
+                if peer is not None and (mapping.kind == "static" or mapping.protocol in context.nhs_up):
                     return peer
         return self._transit.nhs_peer(target.version)
 

@@ -49,7 +49,10 @@ class Transit:
         if peer is None:
             route = context.route_lookup(toward)
             if route is not None and route.tunnel and route.next_hop is not None:
-                peer = self._usable(context.cache.get(route.next_hop), came_from)
+                mapping = context.cache.get(route.next_hop)
+                # A route by an NHS that is silent leads to nobody: the best of the others may know.
+                if mapping is not None and (mapping.kind != "nhs" or mapping.protocol in context.nhs_up):
+                    peer = self._usable(mapping, came_from)
         return peer if peer is not None else self.nhs_peer(toward.version, came_from)
 
     def nhs_peer(self, version: int, came_from: int | None = None) -> int | None:

@@ -15,6 +15,8 @@ _STYLES = {
     "installed": "green",
     "active": "green",
     "direct": "green",
+    "reliable": "green",
+    "lost": "red",
     "refused": "red",
     "silent": "red",
     "down": "red",
@@ -110,7 +112,7 @@ def _summary(value: dict[str, Any]) -> list[RenderableType]:
         ),
     )
     servers = [
-        (name, nhs["protocol"], nhs["state"], nhs["error"])
+        (name, nhs["protocol"], nhs.get("priority"), nhs["state"], nhs.get("standing"), nhs["error"])
         for name, tunnel in value["tunnels"].items()
         for nhs in tunnel["nhs"]
     ]
@@ -118,7 +120,9 @@ def _summary(value: dict[str, Any]) -> list[RenderableType]:
     if value.get("offloads"):
         tables.append(_table("data plane", ("offload", "state"), sorted(value["offloads"].items())))
     if servers:
-        tables.append(_table("next hop servers", ("tunnel", "NHS", "state", "last error"), servers))
+        tables.append(
+            _table("next hop servers", ("tunnel", "NHS", "priority", "state", "standing", "last error"), servers)
+        )
     return tables
 
 

@@ -25,6 +25,7 @@ from dsvpn.commands import (
     RemoveNextHop,
     RemoveRoute,
     SendNhrp,
+    SendProbe,
     SetAdjacency,
     SetMulticast,
     SetNextHop,
@@ -43,6 +44,8 @@ TRAFFIC_INTERVAL = 2.0
 UNDERLAY_MTU = 1500
 #: What every packet counts for.
 PACKET_OCTETS = 1000
+#: Numbers of the packets of ICMP echo, which the kernel answers and nobody delivers.
+ECHO_REQUEST, ECHO_REPLY = -1, -2
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,7 @@ class Site:
             self.gateway.route_added(name, prefix, via, now)
         self._flush()
         self._count_traffic(self._life)
+        self._probe(self._life)
 
     def kill(self) -> None:
         """kill -9: nobody is told."""
@@ -202,6 +206,10 @@ class Site:
     # -- the data plane ----------------------------------------------------------------------------------------
 
     def _route(self, packet: Packet) -> None:
+        if self._is_own(packet.destination) and packet.number in (ECHO_REQUEST, ECHO_REPLY):
+            if packet.number == ECHO_REQUEST:
+                self._route(Packet(packet.destination, packet.source, ECHO_REPLY))
+            return
         if packet.destination in self.lan or self._is_own(packet.destination):
             self.received.append(packet)
             return
@@ -356,6 +364,14 @@ class Site:
         if due is not None and self.running:
             self._timer = self.simulation.schedule_at(due, self._on_timer)
 
+    def _probe(self, life: int) -> None:
+        interval = self.gateway.probe_interval
+        if interval is not None and self.running and life == self._life:
+            probed = {one: self.counters.get(one, (0, 0)) for one in self.gateway.probed()}
+            self.gateway.probe(probed, self.simulation.now)
+            self._flush()
+            self.simulation.schedule(interval, lambda: self._probe(life))
+
     def _look(self, life: int) -> None:
         self._looking = False
         if self.running and life == self._life:
@@ -419,6 +435,9 @@ class Site:
                 self.outbound.pop(adjacency, None)
             case SendNhrp(adjacency, packet):
                 self._transmit(adjacency, packet)
+            case SendProbe(tunnel, destination):
+                own = self.gateway.config.tunnels[tunnel].addresses[0].ip
+                self._encap(tunnel, Packet(own, destination, ECHO_REQUEST))
             case InstallKernelRoute(tunnel, prefix, via):
                 self.kernel_shortcuts[tunnel, prefix] = via
             case RemoveKernelRoute(tunnel, prefix):

@@ -25,7 +25,7 @@ class Plane:
         self.next_hops: dict[int, SetNextHop] = {}
         self.routes: dict[object, int] = {}
         self.forwarding = Forwarding(
-            "t", IdPool(), lambda address: self.targets.get(address, Target(None, False)), self.do
+            "t", IdPool(), lambda address, own: self.targets.get(address, Target(None, False)), self.do
         )
 
     def do(self, command: Command) -> None:
