@@ -142,6 +142,15 @@ class SendProbe:
 
 
 @dataclass(frozen=True, slots=True)
+class LookUp:
+    """Find the addresses of the NHS `protocol`, whose DNS name is `name`, and tell the gateway."""
+
+    tunnel: str
+    protocol: Address
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class InstallKernelRoute:
     """Show a shortcut to the kernel: `prefix` by `via` (None: on-link) on the tunnel's device."""
 
@@ -172,6 +181,7 @@ Command = (
     | ClearOutboundSa
     | SendNhrp
     | SendProbe
+    | LookUp
     | InstallKernelRoute
     | RemoveKernelRoute
 )

@@ -12,7 +12,7 @@ from ipaddress import (
 )
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PlainValidator
 
 from dsvpn.addresses import Address, Prefix
 
@@ -20,6 +20,9 @@ Interface = IPv4Interface | IPv6Interface
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
 
 
 def parse_duration(value: object) -> float:
@@ -45,6 +48,22 @@ def parse_address(value: object) -> Address:
             if "/" in value:
                 raise ValueError(f'{value!r} has a prefix length; write the address alone, as "192.0.2.1"') from None
     raise ValueError(f'{value!r} is no IP address; write one like "192.0.2.1" or "2001:db8::1"')
+
+
+def parse_host(value: object) -> Address | str:
+    """An IPv4 or IPv6 address, or a DNS name."""
+    try:
+        return parse_address(value)
+    except ValueError:
+        pass
+    if isinstance(value, str) and len(value) <= 253 and _HOST_NAME.fullmatch(value):
+        name = value.rstrip(".").lower()
+        # What ends in a number is a mistyped address: no top-level domain is one (RFC 1123 section 2.1).
+        if not name.rpartition(".")[2].isdigit():
+            return name
+    raise ValueError(
+        f'{value!r} is neither an IP address nor a DNS name; write one like "192.0.2.1" or "hub.example.net"'
+    )
 
 
 def parse_interface(value: object) -> Interface:
@@ -78,6 +97,7 @@ def listed(value: object) -> object:
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]
+HostField = Annotated[Address | str, PlainValidator(parse_host)]
 AddressField = Annotated[Address, BeforeValidator(parse_address)]
 InterfaceField = Annotated[Interface, BeforeValidator(parse_interface)]
 PrefixField = Annotated[Prefix, BeforeValidator(parse_prefix)]

@@ -14,6 +14,7 @@ from dsvpn.config.fields import (
     AddressField,
     Duration,
     GreKey,
+    HostField,
     InterfaceField,
     PrefixField,
     listed,
@@ -96,18 +97,23 @@ class GatewayConfig(_Section):
         return self.control_socket or Path("/run/dsvpn") / f"{self.name}.sock"
 
 
-class MapSection(_Section):
-    """One entry of `map`: a static mapping."""
-
+class _Station(_Section):
     protocol: AddressField
     """The other gateway's tunnel address."""
+
+
+class MapSection(_Station):
+    """One entry of `map`: a static mapping."""
+
     nbma: AddressField
     """Its public address."""
 
 
-class NhsSection(MapSection):
+class NhsSection(_Station):
     """One entry of `nhs`: a Next Hop Server to register with."""
 
+    nbma: HostField
+    """Its public address, or a DNS name, which is looked up again and again."""
     priority: int = Field(default=0, ge=0, le=255)
     """0 is preferred."""
 
@@ -227,7 +233,7 @@ class TunnelConfig(_Section):
     @model_validator(mode="after")
     def _families_fit(self) -> Self:
         families = {interface.version for interface in self.address}
-        entries: tuple[MapSection, ...] = (*self.nhrp.nhs, *self.nhrp.map)
+        entries: tuple[_Station, ...] = (*self.nhrp.nhs, *self.nhrp.map)
         for entry in entries:
             if entry.protocol.version not in families:
                 raise ValueError(f"the tunnel has no address of {entry.protocol}'s family; add one to address")

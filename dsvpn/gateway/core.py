@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dsvpn.addresses import Address, Path, Prefix
-from dsvpn.commands import Command, SendNhrp, SendProbe
+from dsvpn.commands import Command, LookUp, SendNhrp, SendProbe
 from dsvpn.config.credentials import Material
 from dsvpn.config.model import Config
 from dsvpn.gateway import status
 from dsvpn.gateway.events import GatewayEvent, Level
 from dsvpn.gateway.forwarding import RouteSource
 from dsvpn.gateway.ids import IdPool
+from dsvpn.gateway.names import NamedServer, NamedServers
 from dsvpn.gateway.peering import Peering
 from dsvpn.gateway.peers import Peer
 from dsvpn.gateway.tunnel import Tunnel
@@ -86,11 +87,19 @@ class Gateway:
             config, self.ike, self.tunnels, emit=self._commands.append, report=self._event, adopt=self._adopt
         )
         self.peers = self.peering.peers
+        self.names = NamedServers(
+            NamedServer(name, entry.protocol, entry.nbma)
+            for name, tunnel in config.tunnels.items()
+            for entry in tunnel.nhrp.nhs
+            if isinstance(entry.nbma, str)
+        )
 
     # -- inputs ----------------------------------------------------------------------------------------------
 
     def start(self, now: float) -> None:
         """Begin: peers of static mappings and NHSs are called as soon as their tunnel's source is known."""
+        self.names.start(now)
+        self._look_up(now)
         self._settle(now)
 
     def receive_ike(self, data: bytes, path: Path, now: float) -> None:
@@ -240,6 +249,7 @@ class Gateway:
 
     def handle_timer(self, now: float) -> None:
         """Do what is due."""
+        self._look_up(now)
         for tunnel in self.tunnels.values():
             for protocol in tunnel.health.handle_timer(now):
                 self._event("info", "nhs_back", f"{tunnel.name}: NHS {protocol} has been well for long enough")
@@ -265,7 +275,7 @@ class Gateway:
 
     def get_timer(self) -> float | None:
         """When `handle_timer` or `keepalives_to_send` has something to do."""
-        timers = [self.ike.get_timer(), *self.peering.timers()]
+        timers = [self.ike.get_timer(), self.names.get_timer(), *self.peering.timers()]
         for tunnel in self.tunnels.values():
             timers += [tunnel.nhrp.get_timer(), tunnel.health.get_timer()]
         return min((timer for timer in timers if timer is not None), default=None)
@@ -298,6 +308,24 @@ class Gateway:
     def status(self, now: float) -> dict[str, Any]:
         """The sections of `dsvpn show`, ready for JSON."""
         return status.sections(self, now)
+
+    def looked_up(self, tunnel: str, protocol: Address, addresses: tuple[Address, ...], error: str, now: float) -> None:
+        """The answer to a `LookUp`: the addresses of the name, or what went wrong."""
+        server, network = self.names.get(tunnel, protocol), self.tunnels[tunnel]
+        if server is None or self.peering.closing:
+            return
+        told = server.error
+        version = None if network.source is None else network.source.version
+        if self.names.answered(server, addresses, error, version, now) and server.address is not None:
+            self._event("info", "nhs_address", f"{tunnel}: NHS {protocol}, {server.name}, is at {server.address}")
+            network.nhrp.set_nhs_nbma(protocol, server.address, now)
+        elif server.error and server.error != told:
+            self._event("warning", "nhs_not_found", f"{tunnel}: NHS {protocol} cannot be looked up: {server.error}")
+        self._settle(now)
+
+    def _look_up(self, now: float) -> None:
+        for server in self.names.take_due(now):
+            self._commands.append(LookUp(server.tunnel, server.protocol, server.name))
 
     # -- NHRP ------------------------------------------------------------------------------------------------
 
@@ -341,10 +369,12 @@ class Gateway:
                 seen = f", which sees us as {nat_address}" if nat_address is not None else ""
                 self._event("info", "nhs_up", f"{tunnel.name}: registered with NHS {protocol}{seen}")
                 tunnel.health.registered(protocol, now)
+                self.names.registered(tunnel.name, protocol, now)
                 tunnel.forwarding.repoint_all()
             case nhrp_events.NhsDown(protocol, reason, restart_peer):
                 self._event("warning", "nhs_down", f"{tunnel.name}: not registered with NHS {protocol}: {reason}")
                 tunnel.health.failed(protocol)
+                self.names.failed(tunnel.name, protocol, now)
                 tunnel.forwarding.repoint_all()
                 mapping = tunnel.mappings.get(protocol)
                 if restart_peer and mapping is not None and mapping.peer is not None:

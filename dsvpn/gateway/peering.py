@@ -260,7 +260,8 @@ class Peering:
             self._peer_down(peer, now)
         self.peers.remove(peer)
         for adjacency in peer.adjacencies.values():
-            self._emit(RemoveAdjacency(adjacency))
+            if peer.placed:
+                self._emit(RemoveAdjacency(adjacency))
             self._adjacency_ids.give(adjacency)
 
     def _tunnels_of(self, peer: Peer) -> list[Tunnel]:
@@ -524,6 +525,7 @@ class Peering:
         path = peer.path
         if path is None:
             return
+        peer.placed = True
         for name, adjacency in peer.adjacencies.items():
             tunnel = self.tunnels[name]
             mtu = inner_mtu(tunnel.underlay_mtu, path.remote.address.version, peer.encapsulation, tunnel.config.key)

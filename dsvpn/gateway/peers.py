@@ -43,6 +43,8 @@ class Peer:
     private_nbma: Address | None = None
     identity: str | None = None
     path: Path | None = None
+    #: Whether the data plane has its adjacencies.
+    placed: bool = False
     encapsulation: Encapsulation = "gre"
     ike_sas: list[int] = field(default_factory=list)
     attempt: int | None = None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Any
 
-from dsvpn.addresses import Path
+from dsvpn.addresses import Address, Path
 
 if TYPE_CHECKING:
     from dsvpn.config.credentials import Material
@@ -123,7 +123,9 @@ def _summary(gateway: Gateway, now: float) -> dict[str, Any]:
                     "priority": nhs.priority,
                     "state": nhs.state,
                     "standing": tunnel.health.standing(nhs.protocol).name.lower(),
-                    "error": nhs.last_error,
+                    "name": _name_of(gateway, name, nhs.protocol),
+                    "nbma": None if nhs.nbma is None else str(nhs.nbma),
+                    "error": nhs.last_error or _name_error(gateway, name, nhs.protocol),
                 }
                 for nhs in snapshot.nhs
             ],
@@ -133,6 +135,16 @@ def _summary(gateway: Gateway, now: float) -> dict[str, Any]:
             "shortcuts_active": sum(1 for prefix in tunnel.shortcuts if tunnel.shortcut_active(prefix)),
         }
     return {"gateway": gateway.config.gateway.name, "tunnels": tunnels}
+
+
+def _name_of(gateway: Gateway, tunnel: str, protocol: Address) -> str | None:
+    server = gateway.names.get(tunnel, protocol)
+    return None if server is None else server.name
+
+
+def _name_error(gateway: Gateway, tunnel: str, protocol: Address) -> str:
+    server = gateway.names.get(tunnel, protocol)
+    return "" if server is None else server.error
 
 
 def _peer(gateway: Gateway, peer: Peer, now: float) -> dict[str, Any]:

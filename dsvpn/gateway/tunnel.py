@@ -204,6 +204,9 @@ def nhrp_config(config: TunnelConfig) -> NhrpConfig:
         shortcut=nhrp.shortcut,
         redirect=nhrp.redirect,
         unique=nhrp.unique,
-        nhs=tuple(NhsConfig(entry.protocol, entry.nbma, entry.priority) for entry in nhrp.nhs),
+        nhs=tuple(
+            NhsConfig(entry.protocol, None if isinstance(entry.nbma, str) else entry.nbma, entry.priority)
+            for entry in nhrp.nhs
+        ),
         static_maps=tuple((entry.protocol, entry.nbma) for entry in nhrp.map),
     )

@@ -7,7 +7,7 @@ NHRP packet of a batch that follows a table command, and at the end of every bat
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +19,7 @@ from dsvpn.commands import (
     ClearOutboundSa,
     Command,
     InstallKernelRoute,
+    LookUp,
     RemoveAdjacency,
     RemoveInboundSa,
     RemoveKernelRoute,
@@ -77,7 +78,13 @@ class Receiver(Protocol):
 class Commander:
     """Carries out the gateway's commands. Tunnels are known to the gateway by name, to the data plane by id."""
 
-    def __init__(self, dataplane: Dataplane, routes: KernelRoutes, key_log: KeyLog | None = None) -> None:
+    def __init__(
+        self,
+        dataplane: Dataplane,
+        routes: KernelRoutes,
+        key_log: KeyLog | None = None,
+        look_up: Callable[[LookUp], None] = lambda _: None,
+    ) -> None:
         self._dataplane = dataplane
         self._routes = routes
         self._key_log = key_log
@@ -85,6 +92,7 @@ class Commander:
         self._names: dict[int, str] = {}
         self._adjacencies: dict[int, str] = {}
         self._probes = ProbeSockets()
+        self._look_up = look_up
         self._failures = RateLimit(rate=1.0, burst=10)
         #: Commands that could not be carried out, and NHRP packets that had no way: for `dsvpn show counters`.
         self.counters = {"control_commands": 0, "control_commands_failed": 0, "control_nhrp_unsent": 0}
@@ -174,6 +182,9 @@ class Commander:
                 return False
             case SendProbe(tunnel, destination):
                 self._probes.send(tunnel, destination)
+                return False
+            case LookUp():
+                self._look_up(command)
                 return False
             case InstallKernelRoute(tunnel, prefix, via):
                 self._routes.install_shortcut(tunnel, prefix, via)

@@ -22,6 +22,7 @@ import uvloop
 import dsvpn
 import dsvpn_native
 from dsvpn.addresses import Address
+from dsvpn.commands import LookUp
 from dsvpn.config import Config, TunnelConfig
 from dsvpn.config.credentials import Material, crl_urls, read_materials
 from dsvpn.errors import DsvpnError, HostError, MisuseError
@@ -32,6 +33,7 @@ from dsvpn.io.crl import CrlFetcher
 from dsvpn.io.dataplane import Commander
 from dsvpn.io.keylog import KeyLog
 from dsvpn.io.netlink import Netlink, forwards
+from dsvpn.io.resolver import Resolver
 from dsvpn.io.routes import RouteAdded, RouteChange
 from dsvpn.io.sources import Source
 from dsvpn.observe.limit import RateLimit
@@ -91,7 +93,9 @@ class Driver:
                 raise HostError(f"tunnel.{name}: a device named {name} exists already; stop its owner or rename one")
         key_log = self._open_key_log(undo)
         self._dataplane = self._open_dataplane()
-        self._commander = Commander(self._dataplane, self._netlink, key_log)
+        self._resolver = Resolver(self._on_looked_up)
+        undo.callback(self._resolver.close)
+        self._commander = Commander(self._dataplane, self._netlink, key_log, self._resolver.look_up)
         undo.callback(self._commander.close)
         for name, tunnel in config.tunnels.items():
             self._make_tunnel(name, tunnel, undo)
@@ -281,6 +285,12 @@ class Driver:
         finally:
             self._flush()
 
+    def _on_looked_up(self, command: LookUp, addresses: tuple[Address, ...], error: str) -> None:
+        self._guarded(
+            lambda: self._gateway.looked_up(command.tunnel, command.protocol, addresses, error, time.monotonic())
+        )()
+        self._guarded(self._flush)()
+
     def _on_timer(self) -> None:
         self._timer = self._timer_at = None
         self._guarded(partial(self._gateway.handle_timer, time.monotonic()))()
@@ -337,7 +347,8 @@ class Driver:
     def _find_source(self, tunnel: TunnelConfig) -> Source:
         wanted: str | Address = tunnel.source_address or tunnel.source
         # An interface may have addresses of both families: the NHSs' decides.
-        known = [entry.nbma.version for entry in (*tunnel.nhrp.nhs, *tunnel.nhrp.map)]
+        listed = [entry.nbma for entry in tunnel.nhrp.nhs] + [entry.nbma for entry in tunnel.nhrp.map]
+        known = [nbma.version for nbma in listed if not isinstance(nbma, str)]
         return self._netlink.source(wanted, known[0] if known else 4)
 
     # -- reloading -----------------------------------------------------------------------------------------

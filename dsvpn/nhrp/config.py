@@ -15,10 +15,13 @@ DEFAULT_REGISTRATION_RETRY_LIMIT = 64.0
 
 @dataclass(frozen=True, slots=True)
 class NhsConfig:
-    """A next hop server to register with. The NHS with the lowest `priority` that is up resolves addresses."""
+    """A next hop server to register with. The NHS with the lowest `priority` that is up resolves addresses.
+
+    `nbma` None: not known yet; `NhrpEngine.set_nhs_nbma` will tell.
+    """
 
     protocol: Address
-    nbma: Address
+    nbma: Address | None
     priority: int = 0
 
 

@@ -53,6 +53,8 @@ class NhrpContext:
         self.random = random
         self.route_lookup = route_lookup
         self.nbma: Address | None = config.nbma
+        #: The NHSs with the addresses that they have at the moment.
+        self.nhs = list(config.nhs)
         #: This end's public NBMA address as an NHS reported it, None without NAT.
         self.nat_address: Address | None = None
         #: Protocol addresses of the NHSs that have accepted the registration.
@@ -193,7 +195,7 @@ class NhrpContext:
         nbma = self.peers.nbma(peer) if peer is not None else None
         if nbma is None:
             return False
-        return any(nhs.nbma == nbma for nhs in self.config.nhs) or any(at == nbma for _, at in self.config.static_maps)
+        return any(nhs.nbma == nbma for nhs in self.nhs) or any(at == nbma for _, at in self.config.static_maps)
 
     def _drop_parked(self, nbma: Address) -> None:
         self._parked.pop(nbma, None)

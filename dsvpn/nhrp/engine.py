@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
 
 from dsvpn.addresses import Address, Prefix
@@ -88,7 +89,8 @@ class NhrpEngine:
         )
         self._stranger_budget = RateLimiter(STRANGER_RATE, STRANGER_BURST, 1)
         for nhs in config.nhs:
-            self._context.cache.put(Mapping(nhs.protocol, nhs.nbma, nhs.nbma, "nhs"))
+            if nhs.nbma is not None:
+                self._context.cache.put(Mapping(nhs.protocol, nhs.nbma, nhs.nbma, "nhs"))
         for protocol, nbma in config.static_maps:
             self._context.cache.put(Mapping(protocol, nbma, nbma, "static"))
 
@@ -198,6 +200,13 @@ class NhrpEngine:
     def nhs_lost(self, protocol: Address, reason: str, now: float) -> None:
         """An NHS does not answer the owner's probes: NhsDown now, NhsUp as soon as it answers a registration."""
         self._registrations.lost(protocol, reason, now)
+
+    def set_nhs_nbma(self, protocol: Address, nbma: Address, now: float) -> None:
+        """The NHS with this protocol address is at another NBMA address than before, or is known for the first time."""
+        context = self._context
+        context.nhs = [replace(nhs, nbma=nbma) if nhs.protocol == protocol else nhs for nhs in context.nhs]
+        self._registrations.moved(protocol, nbma, now)
+        context.cache.put(Mapping(protocol, nbma, nbma, "nhs"))
 
     def set_nbma(self, nbma: Address, now: float, *, register: bool = True) -> None:
         """This gateway's own underlay address is known or has changed: register with it, unless `register_with` is to

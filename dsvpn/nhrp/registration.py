@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dsvpn.addresses import Address
 from dsvpn.nhrp.config import NhsConfig
@@ -63,11 +63,12 @@ class RegistrationClient:
         for registration in self._registrations:
             if registration.peer != peer:
                 continue
-            registration.peer = self._context.peers.at(registration.nhs.nbma)
+            nbma = registration.nhs.nbma
+            registration.peer = None if nbma is None else self._context.peers.at(nbma)
             if registration.peer is not None:
                 self._start(registration, now)
                 continue
-            self._context.timers.cancel(("registration", registration.nhs))
+            self._context.timers.cancel(("registration", registration.nhs.protocol))
             self._set_state(registration, "waiting")
             registration.request_id, registration.up_since = None, None
             self._report_down(registration, f"no path to NHS {registration.nhs.protocol}", False)
@@ -124,6 +125,23 @@ class RegistrationClient:
             if registration.peer == peer and registration.request_id is not None:
                 self._refused(registration, reason)
 
+    def moved(self, protocol: Address, nbma: Address, now: float) -> None:
+        """An NHS has another NBMA address: register with it as soon as there is a path to that."""
+        for registration in self._registrations:
+            if registration.nhs.protocol != protocol or registration.nhs.nbma == nbma:
+                continue
+            known = registration.nhs.nbma is not None
+            registration.nhs = replace(registration.nhs, nbma=nbma)
+            registration.peer = self._context.peers.at(nbma)
+            if registration.peer is not None:
+                self._start(registration, now)
+                continue
+            self._context.timers.cancel(("registration", protocol))
+            self._set_state(registration, "waiting")
+            registration.request_id, registration.up_since = None, None
+            if known:
+                self._report_down(registration, f"NHS {protocol} has moved to {nbma}", False)
+
     def lost(self, protocol: Address, reason: str, now: float) -> None:
         """The owner has found an NHS to be silent: ask it until it answers."""
         for registration in self._registrations:
@@ -139,7 +157,7 @@ class RegistrationClient:
         """All NHSs for people."""
         found = []
         for r in self._registrations:
-            due = self._context.timers.deadline(("registration", r.nhs))
+            due = self._context.timers.deadline(("registration", r.nhs.protocol))
             found.append(
                 NhsStatus(
                     r.nhs.protocol,
@@ -167,7 +185,7 @@ class RegistrationClient:
 
     def _schedule(self, registration: Registration, deadline: float) -> None:
         self._context.timers.set(
-            ("registration", registration.nhs), deadline, lambda now: self._attempt(registration, now)
+            ("registration", registration.nhs.protocol), deadline, lambda now: self._attempt(registration, now)
         )
 
     def _attempt(self, registration: Registration, now: float) -> None:
@@ -197,11 +215,12 @@ class RegistrationClient:
         if own is None:
             return None
         unique = context.config.unique
-        family = context.family(nhs.nbma)
+        nbma = nhs.nbma
+        family = context.family(nbma)
         length = UNIQUE_PREFIX_LENGTH if unique else own.max_prefixlen
         nat = []
-        if nhs.nbma.version == (context.nbma or nhs.nbma).version:
-            nat.append(Cie(prefix_length=own.max_prefixlen, nbma=nhs.nbma, protocol=nhs.protocol))
+        if nbma is not None and nbma.version == (context.nbma or nbma).version:
+            nat.append(Cie(prefix_length=own.max_prefixlen, nbma=nbma, protocol=nhs.protocol))
         return NhrpMessage(
             PacketType.REGISTRATION_REQUEST,
             family,

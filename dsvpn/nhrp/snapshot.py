@@ -34,10 +34,11 @@ class MappingStatus:
 
 @dataclass(frozen=True, slots=True)
 class NhsStatus:
-    """One NHS. `registered_for` and `next_in` are seconds: since it was up, until the next request."""
+    """One NHS. `nbma` None: its name was not looked up yet. `registered_for` and `next_in` are seconds: since it was
+    up, until the next request."""
 
     protocol: Address
-    nbma: Address
+    nbma: Address | None
     priority: int
     state: NhsState
     nat_address: Address | None

@@ -112,7 +112,15 @@ def _summary(value: dict[str, Any]) -> list[RenderableType]:
         ),
     )
     servers = [
-        (name, nhs["protocol"], nhs.get("priority"), nhs["state"], nhs.get("standing"), nhs["error"])
+        (
+            name,
+            nhs["protocol"],
+            nhs.get("name") or nhs.get("nbma"),
+            nhs.get("priority"),
+            nhs["state"],
+            nhs.get("standing"),
+            nhs["error"],
+        )
         for name, tunnel in value["tunnels"].items()
         for nhs in tunnel["nhs"]
     ]
@@ -121,7 +129,7 @@ def _summary(value: dict[str, Any]) -> list[RenderableType]:
         tables.append(_table("data plane", ("offload", "state"), sorted(value["offloads"].items())))
     if servers:
         tables.append(
-            _table("next hop servers", ("tunnel", "NHS", "priority", "state", "standing", "last error"), servers)
+            _table("next hop servers", ("tunnel", "NHS", "at", "priority", "state", "standing", "last error"), servers)
         )
     return tables
 

@@ -19,6 +19,7 @@ from dsvpn.commands import (
     ClearOutboundSa,
     Command,
     InstallKernelRoute,
+    LookUp,
     RemoveAdjacency,
     RemoveInboundSa,
     RemoveKernelRoute,
@@ -107,6 +108,9 @@ class Site:
     #: Packets by SPI: what came in by ours, what went out by the peer's.
     carried_in: dict[int, int] = field(default_factory=dict)
     carried_out: dict[int, int] = field(default_factory=dict)
+    #: What the resolver of the site knows, and when it was asked.
+    names: dict[str, tuple[Address, ...]] = field(default_factory=dict)
+    lookups: list[float] = field(default_factory=list)
     spis: set[int] = field(default_factory=set)
     running: bool = False
     _timer: Timer | None = None
@@ -372,6 +376,11 @@ class Site:
             self._flush()
             self.simulation.schedule(interval, lambda: self._probe(life))
 
+    def _answer(self, command: LookUp, now: float) -> None:
+        addresses = self.names.get(command.name, ())
+        self.lookups.append(now)
+        self.gateway.looked_up(command.tunnel, command.protocol, addresses, "" if addresses else "no such name", now)
+
     def _look(self, life: int) -> None:
         self._looking = False
         if self.running and life == self._life:
@@ -438,6 +447,8 @@ class Site:
             case SendProbe(tunnel, destination):
                 own = self.gateway.config.tunnels[tunnel].addresses[0].ip
                 self._encap(tunnel, Packet(own, destination, ECHO_REQUEST))
+            case LookUp():
+                self._later(self._life, lambda now: self._answer(command, now))
             case InstallKernelRoute(tunnel, prefix, via):
                 self.kernel_shortcuts[tunnel, prefix] = via
             case RemoveKernelRoute(tunnel, prefix):
