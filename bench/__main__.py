@@ -183,6 +183,14 @@ def _control(options: argparse.Namespace, output: Path) -> Path:
     return _save(output, "control", found)
 
 
+def _nhrp(options: argparse.Namespace, output: Path) -> Path:
+    from bench.control import nhrp
+
+    rounds, packets = (1, 500) if options.command == "smoke" else (options.rounds or 5, nhrp.PACKETS)
+    found = nhrp.measure(wire.build(), rounds, packets)
+    return _save(output, "nhrp", {"schema": 1, "kind": "nhrp", "environment": environment.describe(), **found})
+
+
 def _report(options: argparse.Namespace, output: Path) -> int:
     files = options.files or sorted(output.glob("*.json"))
     if not files:
@@ -202,6 +210,7 @@ _STEPS: dict[str, Callable[[argparse.Namespace, Path], Path | None]] = {
     "updates": _updates,
     "allocations": _allocations,
     "micro": _micro,
+    "nhrp": _nhrp,
     "control": _control,
 }
 _COMMANDS = {

@@ -42,7 +42,7 @@ _UPDATE_FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("rekeys_per_second", "rekeys per second", lambda v: f"{v:.0f}"),
 )
 #: The order of kinds in a page.
-_KINDS = ("netns", "updates", "allocations", "micro", "control")
+_KINDS = ("netns", "updates", "allocations", "micro", "nhrp", "control")
 #: Between these lines of a published page the results stand.
 _BEGIN, _END = "<!-- results: written by `python -m bench report --publish` -->", "<!-- end of results -->"
 
@@ -311,11 +311,22 @@ def _handshakes(found: Result) -> list[str]:
     return ["", *table(heads, rows), *[""] * bool(missing), *missing]
 
 
+def _nhrp(result: Result) -> list[str]:
+    rows = [
+        [row["case"], str(row["spokes"]), f"{row['per_second']:.0f}", f"{row['p50'] * 1e6:.0f}",
+         f"{row['p99'] * 1e6:.0f}"]
+        for row in result["rows"]
+    ]  # fmt: skip
+    memory = f"A registered spoke takes {result['memory_per_spoke']:.0f} octets of the hub's NHRP."
+    return [memory, "", *table(["", "spokes", "per second of one processor", "median, µs", "p99, µs"], rows)]
+
+
 _BODIES: dict[str, Callable[[Result], list[str]]] = {
     "netns": _netns,
     "updates": _updates,
     "allocations": _allocations,
     "micro": _micro,
+    "nhrp": _nhrp,
     "control": _control,
 }
 _TITLES = {
@@ -323,5 +334,6 @@ _TITLES = {
     "updates": "Updates and rekeys while forwarding",
     "allocations": "Heap allocations",
     "micro": "Within the data plane",
+    "nhrp": "NHRP of a hub",
     "control": "Control plane",
 }

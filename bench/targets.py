@@ -189,8 +189,26 @@ def _control(result: Result) -> Iterator[Verdict]:
         yield _Limit(1, True).judge(figure, value)
 
 
+def _next_hop_server(result: Result) -> Iterator[Verdict]:
+    """RFC 2332 has no figures: these are what a hub of ten thousand spokes needs when it comes back."""
+    largest = max(result.get("sizes", ()), default=0)
+    rows = {row["case"]: row for row in result["rows"] if row.get("spokes") == largest}
+    for case in ("registration", "resolution"):
+        growth = result.get("growth", {}).get(case)
+        yield _Limit(1.2, False).judge(f"cost of one {case}, 10,000 spokes / 100", growth)
+        row = rows.get(case, {})
+        thousands = None if not row else row["per_second"] / 1e3
+        yield _Limit(1, True, " k/s").judge(f"{case}s of one processor, 10,000 spokes", thousands)
+        p99 = None if not row else row["p99"] * 1e3
+        yield _Limit(2, False, " ms").judge(f"{case}, p99, 10,000 spokes", p99)
+    memory = result.get("memory_per_spoke")
+    kilobytes = None if memory is None else memory / 1e3
+    yield _Limit(5, False, " kB").judge("memory of the hub's NHRP for one spoke", kilobytes)
+
+
 _JUDGES: tuple[tuple[str, Callable[[Result], Iterator[Verdict]]], ...] = (
     ("netns", _between_gateways),
+    ("nhrp", _next_hop_server),
     ("micro", _in_memory),
     ("updates", _disturbed),
     ("allocations", _heap),

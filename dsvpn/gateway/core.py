@@ -277,7 +277,7 @@ class Gateway:
         """When `handle_timer` or `keepalives_to_send` has something to do."""
         timers = [self.ike.get_timer(), self.names.get_timer(), *self.peering.timers()]
         for tunnel in self.tunnels.values():
-            timers += [tunnel.nhrp.get_timer(), tunnel.health.get_timer()]
+            timers += (tunnel.nhrp.get_timer(), tunnel.health.get_timer(), tunnel.multicast_timer())
         return min((timer for timer in timers if timer is not None), default=None)
 
     @property
@@ -339,6 +339,8 @@ class Gateway:
                     progress = True
                     self._on_nhrp(tunnel, report, now)
                 progress |= self._send_nhrp(tunnel, now)
+        for tunnel in self.tunnels.values():
+            tunnel.refresh_multicast(now)
 
     def _send_nhrp(self, tunnel: Tunnel, now: float) -> bool:
         packets = tunnel.nhrp.packets_to_send(now)
@@ -410,9 +412,8 @@ class Gateway:
         """Give a peer that has called the mappings that were waiting for a call from there."""
         for name in peer.adjacencies:
             tunnel = self.tunnels[name]
-            for mapping in list(tunnel.mappings.values()):
-                if mapping.peer is None and mapping.event.nbma == peer.nbma:
-                    self._on_mapping(tunnel, mapping.event, now)
+            for mapping in tunnel.waiting_at(peer.nbma):
+                self._on_mapping(tunnel, mapping.event, now)
 
     # -- reporting -------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from dsvpn.commands import (
     SetOutboundSa,
 )
 from dsvpn.config.model import Config
+from dsvpn.gateway.agenda import Agenda
 from dsvpn.gateway.events import Level
 from dsvpn.gateway.ids import IdPool
 from dsvpn.gateway.peers import Child, Peer, PeerTable
@@ -79,9 +80,9 @@ class Peering:
         self._adopt = adopt
         self._adjacency_ids = IdPool()
         #: When to call a peer, when to let go of one that nothing wants, when to believe that one takes traffic.
-        self._calls: dict[Peer, float] = {}
-        self._farewells: dict[Peer, float] = {}
-        self._confirmations: dict[Peer, float] = {}
+        self._calls: Agenda[Peer] = Agenda()
+        self._farewells: Agenda[Peer] = Agenda()
+        self._confirmations: Agenda[Peer] = Agenda()
         self._established: dict[int, float] = {}
         self._initiated: set[int] = set()
         self._keepalive_at: float | None = None
@@ -91,13 +92,14 @@ class Peering:
     @property
     def awaits_packet(self) -> bool:
         """Whether traffic waits for the first packet of a peer that has called."""
-        return bool(self._confirmations)
+        return len(self._confirmations) > 0
 
     def timers(self) -> Iterable[float]:
         """When `handle_timer` or `keepalives` has something to do."""
-        yield from self._calls.values()
-        yield from self._farewells.values()
-        yield from self._confirmations.values()
+        for agenda in (self._calls, self._farewells, self._confirmations):
+            first = agenda.next()
+            if first is not None:
+                yield first
         if self._keepalive_at is not None:
             yield self._keepalive_at
         if (due := self.roaming.get_timer()) is not None:
@@ -106,17 +108,17 @@ class Peering:
     def handle_timer(self, now: float) -> None:
         """Call, confirm and let go of whom it is time for."""
         self.roaming.handle_timer(now)
-        for peer in _due(self._calls, now):
+        for peer in self._calls.due(now):
             # What is done for one peer may have settled another's.
-            if self._calls.pop(peer, None) is not None:
+            if self._calls.pop(peer) is not None:
                 self._call(peer, now)
-        for peer in _due(self._confirmations, now):
+        for peer in self._confirmations.due(now):
             if peer.pending is None:
                 self.confirm(peer)
             else:
-                del self._confirmations[peer]
-        for peer in _due(self._farewells, now):
-            if self._farewells.pop(peer, None) is not None and not peer.needs:
+                self._confirmations.pop(peer)
+        for peer in self._farewells.due(now):
+            if self._farewells.pop(peer) is not None and not peer.needs:
                 self._remove_peer(peer, "no mapping wants it", now)
 
     def keepalives(self, now: float) -> list[Path]:
@@ -151,7 +153,7 @@ class Peering:
     def needed(self, peer: Peer, tunnel: Tunnel, event: nhrp_events.MappingAdded) -> None:
         """A mapping wants this peer."""
         peer.needs[(tunnel.name, event.protocol)] = event.kind
-        self._farewells.pop(peer, None)
+        self._farewells.pop(peer)
 
     # -- peers -----------------------------------------------------------------------------------------------
 
@@ -236,7 +238,7 @@ class Peering:
         for ike_sa in [*peer.ike_sas, *([] if peer.attempt is None else [peer.attempt])]:
             self.ike.delete(ike_sa, now, reason)
         self.drain(now)
-        self._calls.pop(peer, None)
+        self._calls.pop(peer)
         if peer.calls:
             self._calls[peer] = now
 
@@ -247,14 +249,14 @@ class Peering:
             self._remove_peer(peer, "no mapping wants it", now)
 
     def _remove_peer(self, peer: Peer, reason: str, now: float) -> None:
-        self._calls.pop(peer, None)
-        self._farewells.pop(peer, None)
+        self._calls.pop(peer)
+        self._farewells.pop(peer)
         for ike_sa in [*peer.ike_sas, *([] if peer.attempt is None else [peer.attempt])]:
             self.ike.delete(ike_sa, now, reason)
         self.drain(now)
         # Deleting the SAs may have found the peer anew in somebody's needs or queued a farewell: it is going anyway.
-        self._calls.pop(peer, None)
-        self._farewells.pop(peer, None)
+        self._calls.pop(peer)
+        self._farewells.pop(peer)
         if peer.profile is None and peer.path is not None:
             peer.path = None
             self._peer_down(peer, now)
@@ -268,15 +270,19 @@ class Peering:
         return [self.tunnels[name] for name in peer.adjacencies]
 
     def _peer_up(self, peer: Peer, now: float) -> None:
+        self._tell_nhrp(peer, now)
+        self._peer_changed(peer)
+
+    def _tell_nhrp(self, peer: Peer, now: float) -> None:
+        """Where the peer is, and what it has proved."""
         for name, adjacency in peer.adjacencies.items():
             tunnel = self.tunnels[name]
             claim = tunnel.authorizer.claim(peer.proved, peer.certified)
             tunnel.nhrp.peer_up(peer.nbma, adjacency, now, claim)
-        self._peer_changed(peer)
 
     def confirm(self, peer: Peer) -> None:
         """The peer takes what is sent to it, also on the CHILD_SA that it made last."""
-        self._confirmations.pop(peer, None)
+        self._confirmations.pop(peer)
         pending, peer.pending = peer.pending, None
         if pending is not None and pending in peer.children:
             self._seal_with(peer, peer.children[pending])
@@ -288,7 +294,7 @@ class Peering:
         peer.since = None
         peer.confirmed = False
         peer.pending = None
-        self._confirmations.pop(peer, None)
+        self._confirmations.pop(peer)
         self._peer_changed(peer)
         for name, adjacency in peer.adjacencies.items():
             self.tunnels[name].nhrp.peer_down(adjacency, now)
@@ -370,22 +376,22 @@ class Peering:
         elif peer.attempt is not None and event.remote_nat:
             # The peer has called through its NAT: nobody answers the call in the other direction.
             self.ike.delete(peer.attempt, now, "the peer has called")
-        self._calls.pop(peer, None)
+        self._calls.pop(peer)
         if event.initial_contact:
             for older in [sa for sa in peer.ike_sas if now - self._established[sa] > INITIAL_CONTACT_SPARES]:
                 self.ike.delete(older, now, "the peer has started anew")
         peer.ike_sas.append(event.ike_sa)
         peer.identity = event.remote_identity
-        peer.proved, peer.certified = event.identity, event.certified
+        proof, peer.proved, peer.certified = (peer.proved, peer.certified), event.identity, event.certified
         if event.remote_claimed is not None:
             peer.private_nbma = event.remote_claimed
         peer.local_nat, peer.remote_nat = event.local_nat, event.remote_nat
         peer.failures = 0
         peer.last_error = ""
         self._established[event.ike_sa] = now
-        if peer.up:
+        if peer.up and proof != (peer.proved, peer.certified):
             # Another certificate may give it other addresses.
-            self._peer_up(peer, now)
+            self._tell_nhrp(peer, now)
         if event.initiator:
             self._initiated.add(event.ike_sa)
         role = "initiator" if event.initiator else "responder"
@@ -508,8 +514,7 @@ class Peering:
         if peer.current is not None and peer.children[peer.current].ike_sa == ike_sa:
             self._use_path(peer, peer.children[peer.current])
         if moved and peer.up:
-            for name, adjacency in peer.adjacencies.items():
-                self.tunnels[name].nhrp.peer_up(remote, adjacency, now)
+            self._tell_nhrp(peer, now)
         if event.confirmed:
             self.roaming.path_confirmed(peer, now)
 
@@ -532,7 +537,3 @@ class Peering:
             if tunnel.config.mtu is not None:
                 mtu = min(mtu, tunnel.config.mtu)
             self._emit(SetAdjacency(adjacency, name, peer.encapsulation, path, mtu))
-
-
-def _due(agenda: dict[Peer, float], now: float) -> list[Peer]:
-    return [peer for peer, due in agenda.items() if due <= now]

@@ -93,17 +93,19 @@ class PeerTable:
         self._by_nbma: dict[tuple[str | None, Address], list[Peer]] = {}
         self._by_ike_sa: dict[int, Peer] = {}
         self._by_adjacency: dict[int, tuple[str, Peer]] = {}
+        self._count = 0
 
     def __iter__(self) -> Iterator[Peer]:
         for peers in self._by_nbma.values():
             yield from peers
 
     def __len__(self) -> int:
-        return sum(len(peers) for peers in self._by_nbma.values())
+        return self._count
 
     def add(self, peer: Peer) -> None:
         """Take a new peer in."""
         self._by_nbma.setdefault((peer.profile, peer.nbma), []).append(peer)
+        self._count += 1
         for tunnel, adjacency in peer.adjacencies.items():
             self._by_adjacency[adjacency] = (tunnel, peer)
 
@@ -112,6 +114,7 @@ class PeerTable:
         key = (peer.profile, peer.nbma)
         peers = self._by_nbma[key]
         peers.remove(peer)
+        self._count -= 1
         if not peers:
             del self._by_nbma[key]
         for adjacency in peer.adjacencies.values():

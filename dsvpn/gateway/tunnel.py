@@ -19,6 +19,10 @@ from dsvpn.nhrp.engine import NhrpEngine
 from dsvpn.nhrp.events import MappingAdded
 from dsvpn.policy import DEFAULT_UNDERLAY_MTU
 
+#: From so many listeners on, changes of who gets multicast are gathered for so long (seconds).
+_LONG_LIST = 64
+_LIST_INTERVAL = 0.25
+
 
 @dataclass(slots=True)
 class Mapping:
@@ -48,6 +52,9 @@ class Tunnel:
         self.underlay_mtu = DEFAULT_UNDERLAY_MTU
         self.mappings: dict[Address, Mapping] = {}
         self.shortcuts: dict[Prefix, Address] = {}
+        self._shortcuts_by: dict[Address, dict[Prefix, None]] = {}
+        #: NBMA address -> the mappings there that nobody has called for yet.
+        self._waiting: dict[Address, dict[Address, None]] = {}
         self.forwarding = Forwarding(name, next_hop_ids, self.target, emit)
         self.authorizer = Authorizer(config)
         self.nhrp = NhrpEngine(nhrp_config(config), random, route_lookup)
@@ -58,7 +65,12 @@ class Tunnel:
             fallback=config.nhrp.nhs_fallback,
         )
         self._active: set[Prefix] = set()
+        #: Who gets multicast, by tunnel address, and the list that the data plane has.
+        self._listeners: dict[Address, int] = {}
         self._multicast: tuple[int, ...] = ()
+        self._multicast_changed = False
+        self._listener_left = False
+        self._multicast_at: float | None = None
 
     # -- where packets go ----------------------------------------------------------------------------------
 
@@ -105,7 +117,10 @@ class Tunnel:
 
     def set_mapping(self, event: MappingAdded, peer: Peer | None) -> None:
         """A mapping was added or changed: the tunnel address gets a host route of its own."""
+        self._forget_waiting(event.protocol)
         self.mappings[event.protocol] = Mapping(event, peer)
+        if peer is None:
+            self._waiting.setdefault(event.nbma, {})[event.protocol] = None
         # Only NHSs have others to stand in for them: the rest share the next hop of the routes behind them.
         own = event.protocol in self.health
         self.forwarding.set_route(RouteSource.MAPPING, ip_network(event.protocol), event.protocol, own=own)
@@ -113,6 +128,7 @@ class Tunnel:
 
     def remove_mapping(self, protocol: Address) -> None:
         """A mapping is gone."""
+        self._forget_waiting(protocol)
         if self.mappings.pop(protocol, None) is not None:
             self.forwarding.remove_route(RouteSource.MAPPING, ip_network(protocol))
             self.peer_changed(protocol)
@@ -123,10 +139,22 @@ class Tunnel:
             self.forwarding.repoint_all()
         else:
             self.forwarding.repoint(protocol)
-        for prefix, next_hop in self.shortcuts.items():
-            if next_hop == protocol:
-                self._refresh_shortcut(prefix, next_hop)
-        self._refresh_multicast()
+        for prefix in list(self._shortcuts_by.get(protocol, ())):
+            self._refresh_shortcut(prefix, protocol)
+        self._note_listener(protocol)
+
+    def waiting_at(self, nbma: Address) -> list[Mapping]:
+        """The mappings at an NBMA address that have no peer yet."""
+        return [self.mappings[protocol] for protocol in self._waiting.get(nbma, ())]
+
+    def _forget_waiting(self, protocol: Address) -> None:
+        mapping = self.mappings.get(protocol)
+        if mapping is None or mapping.peer is not None:
+            return
+        waiting = self._waiting[mapping.event.nbma]
+        del waiting[protocol]
+        if not waiting:
+            del self._waiting[mapping.event.nbma]
 
     # -- shortcuts -----------------------------------------------------------------------------------------
 
@@ -134,11 +162,17 @@ class Tunnel:
         """NHRP found a direct way. It is used from the moment its peer is up."""
         self.remove_shortcut(prefix)
         self.shortcuts[prefix] = next_hop
+        self._shortcuts_by.setdefault(next_hop, {})[prefix] = None
         self._refresh_shortcut(prefix, next_hop)
 
     def remove_shortcut(self, prefix: Prefix) -> None:
         """A direct way is gone: the traffic takes the route that was there before."""
-        if self.shortcuts.pop(prefix, None) is not None:
+        next_hop = self.shortcuts.pop(prefix, None)
+        if next_hop is not None:
+            prefixes = self._shortcuts_by[next_hop]
+            del prefixes[prefix]
+            if not prefixes:
+                del self._shortcuts_by[next_hop]
             self._deactivate(prefix)
 
     def remove_all_shortcuts(self) -> None:
@@ -172,25 +206,52 @@ class Tunnel:
 
     # -- multicast -----------------------------------------------------------------------------------------
 
-    def _refresh_multicast(self) -> None:
-        wanted = self.config.nhrp.multicast
-        if wanted == "none":
+    def multicast_timer(self) -> float | None:
+        """When `refresh_multicast` has something to do."""
+        return self._multicast_at
+
+    def refresh_multicast(self, now: float) -> None:
+        """Tell the data plane who gets multicast.
+
+        A long list that grows is told in intervals: each change costs the whole list, and ten thousand spokes come back
+        within a minute when a hub restarts. Who leaves is taken off at once, for his adjacency may become another's.
+        """
+        if not self._multicast_changed:
             return
-        adjacencies = set()
-        for mapping in self.mappings.values():
-            peer, event = mapping.peer, mapping.event
-            if peer is None or not peer.up:
-                continue
-            if (
-                (wanted == "dynamic" and event.kind == "registered")
-                or (wanted == "nhs" and event.kind == "nhs")
-                or (isinstance(wanted, tuple) and event.nbma in wanted)
-            ):
-                adjacencies.add(peer.adjacencies[self.name])
-        listed = tuple(sorted(adjacencies))
+        if len(self._listeners) >= _LONG_LIST and not self._listener_left:
+            if self._multicast_at is None:
+                self._multicast_at = now + _LIST_INTERVAL
+            if now < self._multicast_at:
+                return
+        self._multicast_changed, self._listener_left, self._multicast_at = False, False, None
+        listed = tuple(sorted(set(self._listeners.values())))
         if listed != self._multicast:
             self._multicast = listed
             self._emit(SetMulticast(self.name, listed))
+
+    def _note_listener(self, protocol: Address) -> None:
+        wanted = self.config.nhrp.multicast
+        if wanted == "none":
+            return
+        mapping = self.mappings.get(protocol)
+        adjacency = None
+        if mapping is not None and mapping.peer is not None and mapping.peer.up:
+            kind, nbma = mapping.event.kind, mapping.event.nbma
+            if (
+                (wanted == "dynamic" and kind == "registered")
+                or (wanted == "nhs" and kind == "nhs")
+                or (isinstance(wanted, tuple) and nbma in wanted)
+            ):
+                adjacency = mapping.peer.adjacencies[self.name]
+        before = self._listeners.get(protocol)
+        if before == adjacency:
+            return
+        self._listener_left |= before is not None
+        if adjacency is None:
+            del self._listeners[protocol]
+        else:
+            self._listeners[protocol] = adjacency
+        self._multicast_changed = True
 
 
 def nhrp_config(config: TunnelConfig) -> NhrpConfig:

@@ -47,6 +47,8 @@ class MappingCache:
         self._mappings: dict[Address, Mapping] = {}
         #: Owner -> its protocol addresses (a dictionary for its order: hashes of addresses differ between processes).
         self._registrations: dict[Hashable, dict[Address, None]] = {}
+        #: NBMA address -> the protocol addresses that were resolved or observed to be there.
+        self._at: dict[Address, dict[Address, None]] = {}
         self._registered = 0
         self._learned = 0
 
@@ -119,11 +121,7 @@ class MappingCache:
 
     def learned_at(self, nbma: Address) -> list[Address]:
         """The protocol addresses that were resolved or observed to be at an NBMA address."""
-        return [
-            mapping.protocol
-            for mapping in self._mappings.values()
-            if mapping.nbma == nbma and mapping.kind in ("resolved", "observed")
-        ]
+        return list(self._at.get(nbma, ()))
 
     def _full(self, mapping: Mapping) -> bool:
         if mapping.kind == "registered":
@@ -139,6 +137,7 @@ class MappingCache:
             self._registrations.setdefault(_owner(mapping), {})[mapping.protocol] = None
         elif not mapping.permanent():
             self._learned += 1
+            self._at.setdefault(mapping.nbma, {})[mapping.protocol] = None
 
     def _unindex(self, mapping: Mapping) -> None:
         if mapping.kind == "registered":
@@ -149,6 +148,10 @@ class MappingCache:
                 del self._registrations[_owner(mapping)]
         elif not mapping.permanent():
             self._learned -= 1
+            there = self._at[mapping.nbma]
+            del there[mapping.protocol]
+            if not there:
+                del self._at[mapping.nbma]
 
 
 def _owner(mapping: Mapping) -> Hashable:

@@ -21,6 +21,12 @@ class TimerTable:
 
     def set(self, key: Hashable, deadline: float, callback: TimerCallback) -> None:
         """Call `callback(now)` once, at `deadline`."""
+        present = self._timers.get(key)
+        if present is not None and present[0] <= deadline:
+            # A deadline that moves away, as each refresh of a registration moves one, costs nothing: its place in the
+            # heap is put right when it gets to the top.
+            self._timers[key] = (deadline, present[1], callback)
+            return
         self._order += 1
         self._timers[key] = (deadline, self._order, callback)
         heapq.heappush(self._heap, (deadline, self._order, key))
@@ -42,9 +48,12 @@ class TimerTable:
         while self._heap:
             deadline, order, key = self._heap[0]
             entry = self._timers.get(key)
-            if entry is not None and entry[1] == order:
+            if entry is None or entry[1] != order:
+                heapq.heappop(self._heap)
+            elif entry[0] > deadline:
+                heapq.heapreplace(self._heap, (entry[0], order, key))
+            else:
                 return deadline
-            heapq.heappop(self._heap)
         return None
 
     def run_due(self, now: float) -> None:
