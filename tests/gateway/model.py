@@ -60,7 +60,10 @@ class Packet:
     trace: tuple[str, ...] = ()
 
     def head(self) -> bytes:
-        """Its IPv4 header and eight octets more, as a redirect carries them."""
+        """Its IP header and eight octets more, as a redirect carries them."""
+        if self.source.version == 6:
+            header = struct.pack("!IHBB", 6 << 28, 8, 59, self.ttl)
+            return header + self.source.packed + self.destination.packed + bytes(8)
         header = struct.pack("!BBHHHBBH", 0x45, 0, 28, self.number & 0xFFFF, 0, self.ttl, 1, 0)
         return header + self.source.packed + self.destination.packed + bytes(8)
 
@@ -472,7 +475,8 @@ def site_config(
         options |= {"redirect": True, "multicast": "dynamic"}
     else:
         options |= {"shortcut": True, "nhs": [{"protocol": hub[0], "nbma": hub[1]}]}
-    network: dict[str, Any] = {"address": [f"{tunnel}/24"], "source": "eth0", "nhrp": options | (nhrp or {})}
+    length = 64 if ":" in tunnel else 24
+    network: dict[str, Any] = {"address": [f"{tunnel}/{length}"], "source": "eth0", "nhrp": options | (nhrp or {})}
     if key is not None:
         network["key"] = key
     config: dict[str, Any] = {"gateway": {"name": name}, "tunnel": {"dsvpn0": network}}

@@ -25,6 +25,9 @@ class Network:
     conditions: Conditions = field(default_factory=Conditions)
     options: dict[str, Any] = field(default_factory=dict)
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    #: IP versions of the tunnel and of the underlay. NAT is for version 4.
+    tunnel: int = 4
+    public: int = 4
 
     def __post_init__(self) -> None:
         self.simulation = Simulation(self.seed)
@@ -33,20 +36,30 @@ class Network:
         self.sites: dict[str, Site] = {}
         self.number = 0
         hub = self._site("hub", 0, None)
-        hub.attach(self.underlay, address(HUB_NBMA))
+        server = (self._tunnel_address(0), HUB_NBMA if self.public == 4 else "2001:db8::1")
+        hub.attach(self.underlay, address(server[1]))
         for index in range(1, self.spokes + 1):
-            spoke = self._site(f"s{index}", index, (HUB_TUNNEL, HUB_NBMA))
+            spoke = self._site(f"s{index}", index, server)
             if index in self.nated:
                 spoke.attach(self.nat, address(f"192.168.100.{index}"))
             else:
-                spoke.attach(self.underlay, address(f"192.0.2.{10 + index}"))
-            spoke.static.append(("dsvpn0", ip_network("172.16.0.0/12"), address(HUB_TUNNEL)))
-            hub.static.append(("dsvpn0", ip_network(f"172.16.{index}.0/24"), address(f"10.0.0.{10 + index}")))
+                public = f"192.0.2.{10 + index}" if self.public == 4 else f"2001:db8::{10 + index}"
+                spoke.attach(self.underlay, address(public))
+            summary = ip_network("172.16.0.0/12" if self.tunnel == 4 else "fd16::/16")
+            spoke.static.append(("dsvpn0", summary, address(server[0])))
+            hub.static.append(("dsvpn0", self._lan(index), address(self._tunnel_address(index))))
+
+    def _tunnel_address(self, index: int) -> str:
+        number = 1 if index == 0 else 10 + index
+        return f"10.0.0.{number}" if self.tunnel == 4 else f"fd00::{number}"
+
+    def _lan(self, index: int) -> Any:
+        return ip_network(f"172.16.{index}.0/24" if self.tunnel == 4 else f"fd16:0:0:{index}::/64")
 
     def _site(self, name: str, index: int, hub: tuple[str, str] | None) -> Site:
-        tunnel = HUB_TUNNEL if hub is None else f"10.0.0.{10 + index}"
+        tunnel = self._tunnel_address(index)
         config = site_config(name, tunnel, hub=hub, **(self.options | self.overrides.get(name, {})))
-        site = Site(self.simulation, name, config, ip_network(f"172.16.{index}.0/24"))
+        site = Site(self.simulation, name, config, self._lan(index))
         self.sites[name] = site
         return site
 
