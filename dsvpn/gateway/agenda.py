@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T", bound=Hashable)
@@ -58,6 +58,9 @@ class Agenda(Generic[T]):
 
     def __contains__(self, thing: object) -> bool:
         return thing in self._due
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._due)
 
     def __len__(self) -> int:
         return len(self._due)

@@ -286,6 +286,10 @@ class Gateway:
         its first packet. This lasts a few seconds at most."""
         return self.peering.awaits_packet
 
+    def awaiting_packets(self) -> list[int]:
+        """The adjacencies of the peers for whose first packet `traffic` is wanted."""
+        return self.peering.awaiting()
+
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, Path]]:
         """IKE messages; port 4500 in `path.local` wants the non-ESP marker."""
         return self.ike.datagrams_to_send(now)

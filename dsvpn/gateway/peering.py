@@ -94,6 +94,10 @@ class Peering:
         """Whether traffic waits for the first packet of a peer that has called."""
         return len(self._confirmations) > 0
 
+    def awaiting(self) -> list[int]:
+        """The adjacencies of those peers."""
+        return [adjacency for peer in self._confirmations for adjacency in peer.adjacencies.values()]
+
     def timers(self) -> Iterable[float]:
         """When `handle_timer` or `keepalives` has something to do."""
         for agenda in (self._calls, self._farewells, self._confirmations):

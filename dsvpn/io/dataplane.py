@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -200,7 +201,7 @@ class Commander:
     def send(self, datagrams: Iterable[tuple[bytes, Path]], keepalives: Iterable[Path] = ()) -> None:
         """Send IKE messages and NAT keepalives. Call it after `carry_out`."""
         for data, (local, remote) in datagrams:
-            self._dataplane.send_ike(_text(local.address), local.port, str(remote.address), remote.port, data)
+            self._dataplane.send_ike(_text(local.address), local.port, _text(remote.address), remote.port, data)
         for local, remote in keepalives:
             self._dataplane.send_keepalive(_text(local.address), str(remote.address), remote.port)
 
@@ -271,12 +272,16 @@ def _or_empty(read: Any, key: int) -> dict[str, int]:
     return found
 
 
+@lru_cache(maxsize=1024)
 def _text(address: Address) -> str:
     return "" if address.is_unspecified else str(address)
 
 
 def _path(punt: Punt) -> Path:
-    return Path(
-        Endpoint(ip_address(punt.local), punt.local_port),
-        Endpoint(ip_address(punt.remote), punt.remote_port),
-    )
+    return Path(Endpoint(_address(punt.local), punt.local_port), Endpoint(_address(punt.remote), punt.remote_port))
+
+
+@lru_cache(maxsize=1024)
+def _address(text: str) -> Address:
+    # The messages of an exchange come one behind the other, and to few addresses of ours.
+    return ip_address(text)

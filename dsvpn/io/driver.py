@@ -312,11 +312,12 @@ class Driver:
 
     def _look_for_traffic(self) -> None:
         self._looking = False
-        self._guarded(self._take_traffic)()
+        # Of those that wait alone: there may be thousands of others.
+        self._guarded(partial(self._take_traffic, self._gateway.awaiting_packets()))()
 
-    def _take_traffic(self) -> None:
+    def _take_traffic(self, adjacencies: Iterable[int] | None = None) -> None:
         now = time.monotonic()
-        busy = self._gateway.traffic(self._commander.traffic(), now)
+        busy = self._gateway.traffic(self._commander.traffic(adjacencies), now)
         self._gateway.sa_traffic(self._commander.sa_traffic(busy), now)
         self._flush()
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from dsvpn.errors import MisuseError
+from dsvpn.errors import MisuseError, PeerError
 from dsvpn.ike import events
 from dsvpn.ike.authentication.revocation import parse_crl
 from tests.ike.authority import DAY, NOW, Holder, certified, make_key, root, trust
@@ -139,3 +139,24 @@ def test_a_list_whose_signature_has_unused_bits_is_refused() -> None:
     at = len(data) - len(x509.load_der_x509_crl(data).signature) - 1
     with pytest.raises(MisuseError, match="whole octets"):
         parse_crl(data[:at] + b"\x01" + data[at + 1 :], "list")
+
+
+def test_a_remembered_path_still_expires_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsvpn.ike.authentication.trust.MAX_REMEMBERED", 2)
+    store = trust()
+    holders = [root().issue(f"g{number}.example.net") for number in range(3)]
+    paths = [store.validate([holder.certificate.der], NOW) for holder in holders]
+    assert len(store._remembered) == 2
+    assert store.validate([holders[2].certificate.der], NOW)[0] is paths[2][0]
+    with pytest.raises(PeerError, match="expired"):
+        store.validate([holders[2].certificate.der], NOW + 2 * DAY)
+    # What was not good is not remembered.
+    assert len(store._remembered) == 1
+
+
+def test_a_remembered_path_needs_a_current_list() -> None:
+    store = trust(crls=[root().crl(due=NOW + DAY / 4)], require_crl=True)
+    holder = root().issue("g.example.net")
+    assert store.validate([holder.certificate.der], NOW)
+    with pytest.raises(PeerError, match="only an outdated CRL"):
+        store.validate([holder.certificate.der], NOW + DAY / 2)

@@ -23,6 +23,9 @@ MAX_SIGNATURES: Final = 24
 #: Authorities that CERTREQ names.
 MAX_REQUESTED: Final = 64
 
+#: Certificates of peers, with their paths, that a store remembers: a peer that comes again is not taken apart again.
+MAX_REMEMBERED: Final = 512
+
 #: A peer's certificate, then the authorities up to the trusted one.
 CertificatePath = tuple[Certificate, ...]
 
@@ -47,6 +50,8 @@ class TrustStore:
         self._by_subject: dict[bytes, list[Certificate]] = {}
         for authority in self.authorities:
             self._by_subject.setdefault(authority.subject, []).append(authority)
+        #: Paths by what the peer sent, the least recently used first.
+        self._remembered: dict[tuple[bytes, ...], CertificatePath] = {}
         self._hashes = b"".join(authority.key_hash for authority in self.authorities[:MAX_REQUESTED])
 
     def with_crls(self, crls: Iterable[Crl]) -> TrustStore:
@@ -65,6 +70,29 @@ class TrustStore:
             raise PeerError(f"peer sent {len(encoded)} certificates; {MAX_CERTIFICATES} are the most")
         if not encoded:
             raise PeerError("peer sent no certificate")
+        key = tuple(encoded)
+        path = self._recall(key, now)
+        if path is None:
+            path = self._find_path(encoded, now)
+            if len(self._remembered) >= MAX_REMEMBERED:
+                del self._remembered[next(iter(self._remembered))]
+        self._remembered[key] = path
+        return path
+
+    def _recall(self, key: tuple[bytes, ...], now: datetime) -> CertificatePath | None:
+        """A path whose signatures held before, if what time and lists decide holds at `now`."""
+        path = self._remembered.pop(key, None)
+        if path is not None:
+            try:
+                for certificate in path:
+                    certificate.check_validity(now)
+                self.check_revocation(path, now)
+            except PeerError:
+                # There may be another path; if not, the search says what is wrong.
+                return None
+        return path
+
+    def _find_path(self, encoded: Sequence[bytes], now: datetime) -> CertificatePath:
         leaf = parse(encoded[0])
         if leaf.refusal:
             raise PeerError(f"certificate {leaf.name} {leaf.refusal}")
