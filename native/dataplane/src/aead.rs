@@ -6,8 +6,7 @@ use std::str::FromStr;
 use ring::aead::{AES_128_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 
 use crate::error::TablesError;
-use crate::kernel::{self, GcmKey, Kernel};
-use crate::prefetch::KeyPlace;
+use crate::kernel::{self, GcmKey, Kernel, Salt};
 
 /// Octets of the ICV of every suite.
 pub const ICV_LENGTH: usize = 16;
@@ -72,20 +71,27 @@ impl FromStr for Suite {
 pub struct Unauthentic;
 
 /// One key, expanded once, and its salt.
-#[repr(C)]
 pub struct Cipher {
-    salt: [u8; SALT_LENGTH],
     kind: Kind,
 }
 
-// The expanded schedule is held inline: a box would cost every packet a step.
+// The expanded schedule is held inline: a box would cost every packet a step. The salts lie with the keys so that a
+// kernel's key begins 16 octets behind the cipher.
 #[allow(clippy::large_enum_variant)]
 enum Kind {
     // ring dispatches on the algorithm inside.
-    Ring(LessSafeKey),
-    Kernel(&'static Kernel, GcmKey),
+    Ring(Salt, LessSafeKey),
+    Kernel(Salt, &'static Kernel, GcmKey),
     #[cfg(feature = "bench")]
     Null,
+}
+
+#[inline]
+fn nonce(salt: Salt, iv: [u8; IV_LENGTH]) -> Nonce {
+    let mut nonce = [0; SALT_LENGTH + IV_LENGTH];
+    nonce[..SALT_LENGTH].copy_from_slice(&salt);
+    nonce[SALT_LENGTH..].copy_from_slice(&iv);
+    Nonce::assume_unique_for_key(nonce)
 }
 
 impl fmt::Debug for Cipher {
@@ -109,11 +115,12 @@ impl Cipher {
             return Err(wrong());
         }
         let (key, salt) = keymat.split_at(keymat.len() - SALT_LENGTH);
+        let salt = Salt::try_from(salt).map_err(|_| wrong())?;
         let ring = |algorithm: &'static Algorithm| {
-            UnboundKey::new(algorithm, key).map(|key| Kind::Ring(LessSafeKey::new(key))).map_err(|_| wrong())
+            UnboundKey::new(algorithm, key).map(|key| Kind::Ring(salt, LessSafeKey::new(key))).map_err(|_| wrong())
         };
         let aes = |algorithm| match kernel.and_then(|kernel| Some((kernel, (kernel.expand)(key)?))) {
-            Some((kernel, key)) => Ok(Kind::Kernel(kernel, key)),
+            Some((kernel, key)) => Ok(Kind::Kernel(salt, kernel, key)),
             None => ring(algorithm),
         };
         let kind = match suite {
@@ -123,17 +130,7 @@ impl Cipher {
             #[cfg(feature = "bench")]
             Suite::NullForBenchmarks => Kind::Null,
         };
-        let mut octets = [0; SALT_LENGTH];
-        octets.copy_from_slice(salt);
-        Ok(Self { kind, salt: octets })
-    }
-
-    #[inline]
-    fn nonce(&self, iv: [u8; IV_LENGTH]) -> Nonce {
-        let mut nonce = [0; SALT_LENGTH + IV_LENGTH];
-        nonce[..SALT_LENGTH].copy_from_slice(&self.salt);
-        nonce[SALT_LENGTH..].copy_from_slice(&iv);
-        Nonce::assume_unique_for_key(nonce)
+        Ok(Self { kind })
     }
 
     /// Encrypt in place: `octets` are the plaintext and room for the ICV, which is written there.
@@ -142,9 +139,9 @@ impl Cipher {
     #[inline]
     pub fn seal(&self, iv: [u8; IV_LENGTH], aad: &[u8], octets: &mut [u8]) {
         let sealed = match &self.kind {
-            Kind::Kernel(kernel, key) => (kernel.seal)(key, self.salt, iv, aad, octets),
-            Kind::Ring(key) => octets.split_last_chunk_mut::<ICV_LENGTH>().is_some_and(|(plaintext, icv)| {
-                key.seal_in_place_separate_tag(self.nonce(iv), Aad::from(aad), plaintext)
+            Kind::Kernel(salt, kernel, key) => (kernel.seal)(key, *salt, iv, aad, octets),
+            Kind::Ring(salt, key) => octets.split_last_chunk_mut::<ICV_LENGTH>().is_some_and(|(plaintext, icv)| {
+                key.seal_in_place_separate_tag(nonce(*salt, iv), Aad::from(aad), plaintext)
                     .map(|tag| icv.copy_from_slice(tag.as_ref()))
                     .is_ok()
             }),
@@ -158,13 +155,12 @@ impl Cipher {
         }
     }
 
-    /// Where the expanded key lies, for [`KeyPlace::prefetch`].
-    pub(crate) fn key_place(&self) -> KeyPlace {
+    /// Where the expanded key begins; where that is asked for, keys of the kernel lie at one offset in all ciphers.
+    #[cfg(test)]
+    pub(crate) fn key_address(&self) -> usize {
         match &self.kind {
-            Kind::Kernel(_, key) => key.place(),
-            Kind::Ring(key) => KeyPlace::whole(key),
-            #[cfg(feature = "bench")]
-            Kind::Null => KeyPlace::default(),
+            Kind::Kernel(_, _, key) => std::ptr::from_ref(key).addr(),
+            _ => 0,
         }
     }
 
@@ -174,15 +170,15 @@ impl Cipher {
     #[inline]
     pub fn open(&self, iv: [u8; IV_LENGTH], aad: &[u8], sealed: &mut [u8]) -> Result<usize, Unauthentic> {
         match &self.kind {
-            Kind::Kernel(kernel, key) => {
-                if (kernel.open)(key, self.salt, iv, aad, sealed) {
+            Kind::Kernel(salt, kernel, key) => {
+                if (kernel.open)(key, *salt, iv, aad, sealed) {
                     Ok(sealed.len() - ICV_LENGTH)
                 } else {
                     Err(Unauthentic)
                 }
             }
-            Kind::Ring(key) => key
-                .open_in_place(self.nonce(iv), Aad::from(aad), sealed)
+            Kind::Ring(salt, key) => key
+                .open_in_place(nonce(*salt, iv), Aad::from(aad), sealed)
                 .map(|plaintext| plaintext.len())
                 .map_err(|_| Unauthentic),
             #[cfg(feature = "bench")]

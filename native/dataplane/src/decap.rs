@@ -3,6 +3,7 @@
 mod lookahead;
 
 use std::hash::Hasher;
+use std::marker::PhantomData;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use dsvpn_wire::esp;
@@ -18,10 +19,10 @@ use crate::counters::{Counter, Tally};
 use crate::encap::{is_syn, max_segment};
 use crate::limiter::{RateLimiter, WordHasher};
 use crate::output::esn_aad;
-use crate::prefetch::{Prefetch, prefetch};
+use crate::prefetch::{NoPrefetch, Prefetch};
 use crate::punt::{Punt, PuntKind};
 use crate::replay::ReplayWindow;
-use crate::sa::{InboundSa, InboundSaCounts};
+use crate::sa::{InboundRun, InboundSa};
 use crate::tables::{Adjacency, Tables};
 use crate::vector::{Datagram, DatagramKind, Encapsulation, TunBatch};
 use lookahead::Lookahead;
@@ -52,29 +53,30 @@ impl Default for DecapConfig {
     }
 }
 
-/// Decapsulates for one worker.
+/// Decapsulates for one worker, which asks for memory ahead as `P` does.
 #[derive(Debug)]
-pub struct Decap {
+pub struct Decap<P = NoPrefetch> {
     shared: Arc<Shared>,
     config: DecapConfig,
     tally: Tally,
     coalescer: Coalescer,
     moved: RateLimiter,
-    prefetch: Prefetch,
+    prefetch: PhantomData<P>,
 }
 
 /// The inbound SA of a run of packets, with its replay window locked.
 struct SaRun<'t> {
     sa: &'t InboundSa,
     replay: MutexGuard<'t, ReplayWindow>,
-    counts: InboundSaCounts,
+    counts: InboundRun,
+    now_ns: u64,
     /// The adjacency that the last key named.
     adjacency: Option<(Option<u32>, &'t Adjacency)>,
 }
 
 impl Drop for SaRun<'_> {
     fn drop(&mut self) {
-        self.sa.count(&self.counts);
+        self.sa.count(&self.counts, self.now_ns);
     }
 }
 
@@ -113,7 +115,7 @@ struct Vector<'t, 'a> {
     run: AdjacencyRun<'t>,
 }
 
-impl Decap {
+impl<P: Prefetch> Decap<P> {
     /// A decapsulator that counts and punts to `shared`.
     pub fn new(shared: Arc<Shared>, config: DecapConfig) -> Self {
         Self {
@@ -122,7 +124,7 @@ impl Decap {
             tally: Tally::default(),
             coalescer: Coalescer::new(),
             moved: RateLimiter::new(MOVED_INTERVAL_NS, MOVED_PER_SECOND),
-            prefetch: prefetch(),
+            prefetch: PhantomData,
         }
     }
 
@@ -137,7 +139,7 @@ impl Decap {
     pub fn run(&mut self, tables: &Tables, arena: &mut [u8], datagrams: &[Datagram], out: &mut TunBatch, now_ns: u64) {
         let run = AdjacencyRun { adjacency: None, packets: 0, octets: 0, now_ns };
         let mut vector = Vector { tables, arena, sa: None, run };
-        let mut lookahead = Lookahead::new(tables, datagrams.len(), self.prefetch);
+        let mut lookahead = Lookahead::<P>::new(tables, datagrams.len());
         for (index, datagram) in datagrams.iter().enumerate() {
             if let Some(lookahead) = &mut lookahead {
                 lookahead.turn(vector.arena, datagrams, index);
@@ -236,6 +238,7 @@ impl Decap {
         }
         let octets = &mut vector.arena[offset..offset + length];
         let spi = read_u32(octets, 0);
+        let now_ns = vector.run.now_ns;
         let run = match &mut vector.sa {
             Some(run) if run.sa.spi == spi => run,
             other => {
@@ -243,13 +246,13 @@ impl Decap {
                 *other = None;
                 let sa = vector.tables.inbound_sa(spi).ok_or(Counter::DropUnknownSpi)?;
                 let replay = sa.replay.lock().unwrap_or_else(PoisonError::into_inner);
-                other.insert(SaRun { sa, replay, counts: InboundSaCounts::default(), adjacency: None })
+                other.insert(SaRun { sa, replay, counts: InboundRun::default(), now_ns, adjacency: None })
             }
         };
         let sa = run.sa;
         let sequence = run.replay.infer(read_u32(octets, 4), sa.esn);
         if !run.replay.check(sequence) {
-            run.counts.replayed += 1;
+            run.counts.opened.replayed += 1;
             return Err(Counter::DropReplayed);
         }
         let (header, sealed) = octets.split_at_mut(esp::HEADER_AND_IV);
@@ -262,13 +265,13 @@ impl Decap {
             sa.cipher.open(iv, &header[..8], sealed)
         };
         let Ok(plaintext) = opened else {
-            run.counts.unauthentic += 1;
+            run.counts.opened.unauthentic += 1;
             return Err(Counter::DropUnauthentic);
         };
         run.replay.update(sequence);
         let (payload, next_header) = esp::read_trailer(&sealed[..plaintext]).ok_or(Counter::DropMalformedEsp)?;
-        run.counts.packets += 1;
-        run.counts.octets += payload as u64;
+        run.counts.opened.packets += 1;
+        run.counts.opened.octets += payload as u64;
         match next_header {
             protocol::GRE => {}
             protocol::NONE => return Err(Counter::DummiesReceived),
@@ -283,7 +286,7 @@ impl Decap {
                 adjacency
             }
         };
-        if adjacency.config.remote != datagram.remote || has_moved_port(adjacency, datagram) {
+        if !adjacency.is_at(datagram.remote) || has_moved_port(adjacency, datagram) {
             self.report_moved(vector.run.now_ns, adjacency, datagram);
         }
         let start = offset + esp::HEADER_AND_IV;
@@ -296,7 +299,7 @@ impl Decap {
         let mut hash = WordHasher::default();
         hash.write_u32(adjacency.id);
         if self.moved.pass(hash.finish(), now_ns) {
-            let counter = self.punt(PuntKind::Moved, datagram, Some(adjacency.config.tunnel), Some(adjacency.id), &[]);
+            let counter = self.punt(PuntKind::Moved, datagram, Some(adjacency.tunnel()), Some(adjacency.id), &[]);
             self.tally.add(counter, 1);
         }
     }
@@ -342,7 +345,7 @@ impl Decap {
             gre::IPV4 => 4,
             gre::IPV6 => 6,
             gre::NHRP => {
-                let tunnel = Some(adjacency.config.tunnel);
+                let tunnel = Some(adjacency.tunnel());
                 return Err(self.punt(PuntKind::Nhrp, datagram, tunnel, Some(adjacency.id), octets));
             }
             _ => return Err(Counter::DropMalformedGre),
@@ -351,22 +354,28 @@ impl Decap {
         if packet.version != version {
             return Err(Counter::DropMalformedInner);
         }
-        if adjacency.tunnel.mss_clamp
+        if adjacency.mss_clamp()
             && is_syn(&packet, octets)
             && tcp::clamp_mss(&mut octets[packet.header_length..packet.length], max_segment(adjacency, &packet))
         {
             self.tally.add(Counter::MssClamped, 1);
         }
-        vector.run.count(adjacency, packet.length);
+        let plain = datagram.kind == DatagramKind::Gre;
+        match &mut vector.sa {
+            Some(run) if run.sa.counts_alone && !plain => {
+                run.counts.data_packets += 1;
+                run.counts.data_octets += packet.length as u64;
+            }
+            _ => vector.run.count(adjacency, packet.length),
+        }
         let merge = match packet.protocol {
             protocol::TCP => self.config.coalesce_tcp,
             _ => self.config.coalesce_udp,
         };
-        let plain = datagram.kind == DatagramKind::Gre;
         self.coalescer.add(
             vector.arena,
             &Incoming {
-                tunnel: adjacency.config.tunnel,
+                tunnel: adjacency.tunnel(),
                 offset: inner,
                 packet,
                 // Behind ESP there are at least 20 octets of this datagram before the inner packet; behind plain GRE
@@ -382,12 +391,10 @@ impl Decap {
 
 fn find_adjacency<'t>(tables: &'t Tables, sa: &InboundSa, key: Option<u32>) -> Result<&'t Adjacency, Counter> {
     let mut reason = Counter::DropNoAdjacency;
-    for &id in &sa.adjacencies {
+    for id in sa.adjacencies() {
         match tables.adjacency(id) {
-            Some(adjacency) if adjacency.config.encapsulation == Encapsulation::Gre => {
-                reason = Counter::DropUnprotected
-            }
-            Some(adjacency) if adjacency.tunnel.key == key => return Ok(adjacency),
+            Some(adjacency) if adjacency.encapsulation == Encapsulation::Gre => reason = Counter::DropUnprotected,
+            Some(adjacency) if adjacency.key() == key => return Ok(adjacency),
             Some(_) => reason = Counter::DropWrongKey,
             None => {}
         }
@@ -398,7 +405,7 @@ fn find_adjacency<'t>(tables: &'t Tables, sa: &InboundSa, key: Option<u32>) -> R
 /// Whether a UDP datagram came from another port than its UDP adjacency has.
 #[inline]
 fn has_moved_port(adjacency: &Adjacency, datagram: &Datagram) -> bool {
-    adjacency.config.encapsulation == Encapsulation::Udp
+    adjacency.encapsulation == Encapsulation::Udp
         && datagram.kind == DatagramKind::UdpNat
-        && adjacency.config.remote_port != datagram.remote_port
+        && adjacency.remote_port() != datagram.remote_port
 }

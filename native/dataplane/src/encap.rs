@@ -4,6 +4,7 @@ mod lookahead;
 mod report;
 mod transmit;
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use dsvpn_wire::ip::{IpPacket, protocol, read_u128};
@@ -13,7 +14,7 @@ use crate::Shared;
 use crate::counters::{Counter, Tally};
 use crate::limiter::RateLimiter;
 use crate::output::Output;
-use crate::prefetch::{Prefetch, prefetch};
+use crate::prefetch::{NoPrefetch, Prefetch};
 use crate::tables::{Adjacency, Tables, Tunnel};
 use crate::vector::{GsoLimits, PacketMeta, SendBatch, TunBatch};
 use lookahead::{Lookahead, Resolved};
@@ -54,9 +55,9 @@ struct Resume {
     segment: u32,
 }
 
-/// Encapsulates for one worker.
+/// Encapsulates for one worker, which asks for memory ahead as `P` does.
 #[derive(Debug)]
-pub struct Encap {
+pub struct Encap<P = NoPrefetch> {
     shared: Arc<Shared>,
     limits: GsoLimits,
     tally: Tally,
@@ -66,7 +67,7 @@ pub struct Encap {
     redirects: RateLimiter,
     too_big: RateLimiter,
     scratch: Vec<u8>,
-    prefetch: Prefetch,
+    prefetch: PhantomData<P>,
 }
 
 /// The adjacency of a run of packets and what the run has sent, added to its counters once.
@@ -92,9 +93,9 @@ impl<'t> Run<'t> {
         if let Some(adjacency) = self.adjacency.take()
             && self.packets != 0
         {
-            adjacency.counters.outward.count(self.packets, self.octets, now_ns);
-            if let Some(sa) = &adjacency.outbound {
-                sa.count(self.packets, self.octets);
+            let counted = adjacency.outbound.as_ref().is_some_and(|sa| sa.count(self.packets, self.octets, now_ns));
+            if !counted {
+                adjacency.counters.outward.count(self.packets, self.octets, now_ns);
             }
         }
         (self.packets, self.octets) = (0, 0);
@@ -119,7 +120,7 @@ enum Outcome {
     Full(Resume),
 }
 
-impl Encap {
+impl<P: Prefetch> Encap<P> {
     /// An encapsulator that counts and punts to `shared`.
     pub fn new(shared: Arc<Shared>, config: EncapConfig) -> Self {
         Self {
@@ -131,7 +132,7 @@ impl Encap {
             redirects: RateLimiter::new(PUNT_INTERVAL_NS, PUNTS_PER_SECOND),
             too_big: RateLimiter::new(TOO_BIG_INTERVAL_NS, TOO_BIG_PER_SECOND),
             scratch: Vec::with_capacity(64 * 1024),
-            prefetch: prefetch(),
+            prefetch: PhantomData,
         }
     }
 
@@ -169,7 +170,7 @@ impl Encap {
             Vector { tables, tunnel_id: tunnel, tunnel: found, output, replies, run: Run::default(), now_ns };
         let mut consumed = packets.len();
         let mut left = self.resume.take().filter(|(of, _)| *of == tunnel).map(|(_, resume)| resume);
-        let mut lookahead = Lookahead::new(tables, found, arena, packets, self.prefetch);
+        let mut lookahead = Lookahead::<P>::new(tables, found, arena, packets);
         for (index, meta) in packets.iter().enumerate() {
             let resume = left.take();
             let resolved = lookahead.next(index);
@@ -288,6 +289,6 @@ pub(crate) fn is_syn(packet: &IpPacket, octets: &[u8]) -> bool {
 
 /// The TCP MSS that fills the adjacency's MTU (RFC 9293 section 3.7.1).
 pub(crate) fn max_segment(adjacency: &Adjacency, packet: &IpPacket) -> u16 {
-    let headers = tcp::HEADER as u32 + if packet.version == 4 { 20 } else { 40 };
-    adjacency.config.mtu.saturating_sub(headers).clamp(1, u32::from(u16::MAX)) as u16
+    let headers = tcp::HEADER + if packet.version == 4 { 20 } else { 40 };
+    adjacency.mtu().saturating_sub(headers).max(1) as u16
 }

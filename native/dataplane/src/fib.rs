@@ -161,15 +161,15 @@ impl<K: Key> Fib<K> {
 
     /// Ask for what a lookup reads behind the root.
     #[inline]
-    pub(crate) fn prefetch(&self, prefetch: Prefetch, address: K) {
+    pub(crate) fn prefetch<P: Prefetch>(&self, address: K) {
         let stride = u32::from(self.strides[0]);
         let entry = self.entries[address.bits(0, stride)];
         match entry & TAG {
             CHILD => {
                 let next = (entry & INDEX) as usize * UNIT + address.bits(stride, u32::from(self.strides[1]));
-                ask(prefetch, &self.entries[next]);
+                ask::<P, _>(&self.entries[next]);
             }
-            SINGLE => ask(prefetch, &self.singles[(entry & INDEX) as usize]),
+            SINGLE => ask::<P, _>(&self.singles[(entry & INDEX) as usize]),
             _ => {}
         }
     }

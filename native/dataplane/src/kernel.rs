@@ -5,10 +5,13 @@ use std::hint::black_box;
 use std::sync::{PoisonError, RwLock};
 
 use crate::aead::{ICV_LENGTH, IV_LENGTH, SALT_LENGTH};
-use crate::prefetch::KeyPlace;
 
-/// Powers of H that a key holds, at most so many blocks between two reductions.
-pub const POWERS: usize = 33;
+/// Powers of H that a key holds: the most blocks between two reductions.
+///
+/// So many that what a short packet needs, the last seven of them and the round keys of AES-128, fills five cache lines
+/// from one's beginning to another's end where the key begins at a line. More of them would save reductions, and cost
+/// memory traffic where keys do not stay in the caches.
+pub const POWERS: usize = 19;
 /// Round keys of AES-256.
 pub const MAX_ROUND_KEYS: usize = 15;
 
@@ -18,31 +21,29 @@ pub const MAX_TEXT: u64 = (1 << 36) - 32;
 /// An expanded AES-GCM key: plain data, in the form in which kernels use it.
 #[repr(C, align(16))]
 pub struct GcmKey {
-    /// The first `rounds + 1` are in use.
-    pub round_keys: [[u8; 16]; MAX_ROUND_KEYS],
-    /// Rounds of AES: 10 or 14.
-    pub rounds: usize,
-    // The powers begin at a multiple of 16: loads of pairs of them seldom cross a cache line.
-    aligned: [u8; 16 - size_of::<usize>()],
     /// From H^[`POWERS`] down to H^1 and a zero, in the kernel's form.
     pub powers: [[u8; 16]; POWERS + 1],
-    /// What else the kernel computes from each power.
-    pub middles: [[u8; 16]; POWERS + 1],
+    /// Rounds of AES: 10 or 14.
+    pub rounds: usize,
+    aligned: [u8; 16 - size_of::<usize>()],
+    /// The first `rounds + 1` are in use.
+    pub round_keys: [[u8; 16]; MAX_ROUND_KEYS],
 }
 
 impl GcmKey {
     /// A key yet to be filled in.
     pub const fn new(rounds: usize) -> Self {
-        let powers = [[0; 16]; POWERS + 1];
         let aligned = [0; 16 - size_of::<usize>()];
-        Self { round_keys: [[0; 16]; MAX_ROUND_KEYS], rounds, aligned, powers, middles: powers }
+        Self { powers: [[0; 16]; POWERS + 1], rounds, aligned, round_keys: [[0; 16]; MAX_ROUND_KEYS] }
     }
-}
 
-impl GcmKey {
-    /// Where its parts lie.
-    pub(crate) fn place(&self) -> KeyPlace {
-        KeyPlace::new(&self.round_keys, &self.powers, &self.middles)
+    /// The octets of a key that a packet of so many octets needs, as an offset and a length. AES-256 needs some more.
+    #[inline]
+    pub(crate) const fn needed(packet: usize) -> (usize, usize) {
+        const END: usize = std::mem::offset_of!(GcmKey, round_keys) + 11 * 16;
+        // Besides the packet's own blocks: GRE and the trailer, the AAD, the lengths; rounded to a cache line.
+        let first = POWERS.saturating_sub(packet / 16 + 3) * 16 / 64 * 64;
+        (first, END - first)
     }
 }
 
@@ -50,7 +51,6 @@ impl Drop for GcmKey {
     fn drop(&mut self) {
         self.round_keys.as_flattened_mut().fill(0);
         self.powers.as_flattened_mut().fill(0);
-        self.middles.as_flattened_mut().fill(0);
         // Somebody might look: the compiler cannot leave the writes out.
         black_box(self);
     }

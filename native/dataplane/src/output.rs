@@ -24,8 +24,8 @@ const CONTROL_TOS: u8 = 0xc0;
 /// Octets of the datagram that carries an inner packet.
 #[inline]
 fn datagram_length(adjacency: &Adjacency, inner: usize) -> usize {
-    let payload = gre::header_length(adjacency.tunnel.key) + inner;
-    match adjacency.config.encapsulation {
+    let payload = gre::header_length(adjacency.key()) + inner;
+    match adjacency.encapsulation {
         Encapsulation::Gre => payload,
         Encapsulation::Udp | Encapsulation::Esp => {
             esp::HEADER_AND_IV + payload + esp::padding(payload) + esp::TRAILER + ICV_LENGTH
@@ -98,8 +98,8 @@ impl<'a> Output<'a> {
             let end = (last.offset + last.length) as usize;
             let joins = last.adjacency == adjacency.id
                 && last.endpoint.tos == tos
-                && adjacency.config.encapsulation == Encapsulation::Udp
-                && (index >= run_start || last.endpoint == crate::vector::Endpoint { tos, ..adjacency.endpoint })
+                && adjacency.encapsulation == Encapsulation::Udp
+                && (index >= run_start || last.endpoint == adjacency.endpoint(tos))
                 && end == self.batch.used
                 && last.segments < limits.segments
                 && last.length as usize + length <= limits.octets as usize
@@ -120,7 +120,7 @@ impl<'a> Output<'a> {
 
 fn message(adjacency: &Adjacency, tos: u8, offset: usize, length: usize) -> SendMessage {
     SendMessage {
-        endpoint: crate::vector::Endpoint { tos, ..adjacency.endpoint },
+        endpoint: adjacency.endpoint(tos),
         adjacency: adjacency.id,
         offset: offset as u32,
         length: length as u32,
@@ -139,7 +139,7 @@ fn write_datagram(
     inner: usize,
     fill: impl FnOnce(&mut [u8]),
 ) {
-    let key = adjacency.tunnel.key;
+    let key = adjacency.key();
     let gre_length = gre::header_length(key);
     let gre = GreHeader::write(key, protocol);
     let Some((sa, sequence)) = seal else {
@@ -181,16 +181,16 @@ pub(crate) fn esn_aad(spi: [u8; 4], sequence: [u8; 8]) -> ([u8; 12], usize) {
 pub fn encap_nhrp(tables: &Tables, adjacency: u32, packet: &[u8], out: &mut Vec<u8>) -> Result<SendMessage, Counter> {
     out.clear();
     let adjacency = tables.adjacency(adjacency).ok_or(Counter::DropNoAdjacency)?;
-    if packet.len() > adjacency.config.mtu as usize {
+    if packet.len() > adjacency.mtu() {
         return Err(Counter::DropTooBig);
     }
-    let seal = match (adjacency.config.encapsulation, &adjacency.outbound) {
+    let seal = match (adjacency.encapsulation, &adjacency.outbound) {
         (Encapsulation::Gre, _) => None,
         (_, None) => return Err(Counter::DropNoSa),
         (_, Some(sa)) => match sa.reserve(1) {
             (_, 0) => return Err(Counter::DropSequenceExhausted),
             (sequence, _) => {
-                sa.count(1, packet.len() as u64);
+                sa.count_control(packet.len() as u64);
                 Some((&**sa, sequence))
             }
         },
@@ -198,6 +198,6 @@ pub fn encap_nhrp(tables: &Tables, adjacency: u32, packet: &[u8], out: &mut Vec<
     let length = datagram_length(adjacency, packet.len());
     out.resize(length, 0);
     write_datagram(out, adjacency, seal, gre::NHRP, packet.len(), |place| place.copy_from_slice(packet));
-    let tos = if adjacency.tunnel.copy_dscp { CONTROL_TOS } else { 0 };
+    let tos = if adjacency.copy_dscp() { CONTROL_TOS } else { 0 };
     Ok(message(adjacency, tos, 0, length))
 }

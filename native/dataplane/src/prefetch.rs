@@ -4,130 +4,83 @@
 //! Tables of 100,000 peers are larger than every cache. Packets are therefore looked at before their turn, one step of
 //! the way to their keys at a time, and what a step leads to is asked for before the next one reads it.
 
-use std::sync::OnceLock;
+use std::fmt::Debug;
 
-use crate::kernel::POWERS;
+/// Octets of a cache line.
+const LINE: usize = 64;
 
-/// Asks for the cache lines from an address on, for that many octets. Any address may be given: it is not read.
-pub type Prefetch = fn(*const u8, usize);
-
-static PREFETCH: OnceLock<Prefetch> = OnceLock::new();
-
-/// Choose how memory is asked for, once for the process. Without it, it is not.
-pub fn set_prefetch(prefetch: Prefetch) {
-    // The same one again changes nothing.
-    let _ = PREFETCH.set(prefetch);
+/// How memory is asked for. A type, so that the instruction stands where it is meant to be: a call would cost more than
+/// it.
+pub trait Prefetch: Debug + Send + 'static {
+    /// Ask for the cache line of an address. Any address may be given: it is not read.
+    fn line(address: *const u8);
 }
 
-/// What [`set_prefetch`] chose, or nothing.
-pub(crate) fn prefetch() -> Prefetch {
-    PREFETCH.get().copied().unwrap_or(|_, _| {})
-}
+/// Memory is not asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct NoPrefetch;
 
-/// Ask for a value.
-#[inline]
-pub(crate) fn ask<T: ?Sized>(prefetch: Prefetch, value: &T) {
-    prefetch(std::ptr::from_ref(value).cast(), size_of_val(value));
-}
-
-/// Octets up to which a kernel takes a packet as a short one.
-const SHORT: usize = 192;
-
-/// Addresses at which a key lies, to be asked for without reading where it is: that would be waited for.
-///
-/// They are numbers, not references: whoever holds one asks for memory that may be gone, which harms nothing.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct KeyPlace {
-    /// What every packet needs.
-    schedule: (usize, usize),
-    /// Arrays of blocks of which a packet needs the last ones, as many as it has blocks itself.
-    powers: usize,
-    middles: usize,
-}
-
-/// Ask for a place that is known by its address alone.
-#[inline]
-pub(crate) fn ask_at(prefetch: Prefetch, address: usize, octets: usize) {
-    prefetch(std::ptr::without_provenance(address), octets);
-}
-
-impl KeyPlace {
-    pub(crate) fn new(
-        schedule: &[[u8; 16]],
-        powers: &[[u8; 16]; POWERS + 1],
-        middles: &[[u8; 16]; POWERS + 1],
-    ) -> Self {
-        Self {
-            schedule: (schedule.as_ptr().addr(), size_of_val(schedule)),
-            powers: powers.as_ptr().addr(),
-            middles: middles.as_ptr().addr(),
-        }
-    }
-
-    /// All of a value.
-    pub(crate) fn whole<T>(value: &T) -> Self {
-        Self { schedule: (std::ptr::from_ref(value).addr(), size_of::<T>()), powers: 0, middles: 0 }
-    }
-
-    /// Ask for what a packet needs.
+impl Prefetch for NoPrefetch {
     #[inline]
-    pub(crate) fn prefetch(self, prefetch: Prefetch, packet: usize) {
-        let (start, octets) = self.schedule;
-        ask_at(prefetch, start, octets);
-        if self.powers != 0 {
-            // Besides the packet's own blocks: GRE and the trailer, the AAD, the lengths.
-            let first = POWERS.saturating_sub(packet / 16 + 4);
-            let octets = (POWERS + 1 - first) * 16;
-            ask_at(prefetch, self.powers + first * 16, octets);
-            // Short packets are authenticated without them.
-            if packet > SHORT {
-                ask_at(prefetch, self.middles + first * 16, octets);
-            }
-        }
+    fn line(_address: *const u8) {}
+}
+
+/// Ask for the lines that `octets` octets from an address on begin in; at least the first.
+#[inline]
+pub(crate) fn ask_lines<P: Prefetch>(start: *const u8, octets: usize) {
+    for offset in (0..octets.max(1)).step_by(LINE) {
+        P::line(start.wrapping_add(offset));
     }
 }
 
-/// Packets between two steps of looking ahead: what a step asks for arrives while so many others are forwarded.
+/// Ask for the line that a value begins in.
+#[inline]
+pub(crate) fn ask<P: Prefetch, T>(value: &T) {
+    P::line(std::ptr::from_ref(value).cast());
+}
+
+/// Packets between asking for a key and its packet's turn: it arrives while so many others are forwarded.
 pub(crate) const DISTANCE: usize = 8;
 
-/// What looking ahead keeps of the packets of a vector that are under way, with `STEPS` steps before a packet's turn.
-///
-/// The first step is the farthest ahead. A packet goes through the steps in their order, and each step sees the packets
-/// in theirs.
-pub(crate) struct Ahead<Entry, const STEPS: usize, const RING: usize> {
-    ring: [Entry; RING],
+/// Packets that go one step of their way together, before the first of them has its turn.
+pub(crate) const GROUP: usize = 16;
+const _: () = assert!(DISTANCE <= GROUP, "the next group is as far as anybody looks");
+
+/// Where the packets of a vector lead to: of the group that has its turn, and of the next one.
+pub(crate) struct Ahead<Entry> {
+    ring: [Entry; 2 * GROUP],
 }
 
-impl<Entry: Copy + Default, const STEPS: usize, const RING: usize> Ahead<Entry, STEPS, RING> {
+impl<Entry: Copy + Default> Ahead<Entry> {
     /// `None` for so few packets that there is nothing to be ahead of.
     pub(crate) fn new(packets: usize) -> Option<Self> {
-        const { assert!(RING >= (STEPS + 1) * DISTANCE, "every packet under way has a place") }
-        (packets > DISTANCE).then(|| Self { ring: [Entry::default(); RING] })
+        (packets > DISTANCE).then(|| Self { ring: [Entry::default(); 2 * GROUP] })
     }
 
-    /// The packet `index` of `count` has its turn: those behind it go on. `step` gets the number of a step, the index
-    /// of a packet, its entry and that of the packet before it. Turns come one after the other, from the first.
+    /// The packet `index` of `count` has its turn. Turns come one after the other, from the first.
+    ///
+    /// `find` fills in the entries of a group, whose first packet it is told; `ask` asks for what an entry leads to, and
+    /// gets the entry of the packet before, too.
     #[inline]
     pub(crate) fn turn(
         &mut self,
         index: usize,
         count: usize,
-        mut step: impl FnMut(usize, usize, &mut Entry, Option<&Entry>),
+        mut find: impl FnMut(usize, &mut [Entry]),
+        mut ask: impl FnMut(usize, &mut Entry, Option<&Entry>),
     ) -> Entry {
-        let mut go = |number, at: usize| {
-            let before = if at == 0 { None } else { Some(self.ring[(at - 1) % RING]) };
-            step(number, at, &mut self.ring[at % RING], before.as_ref());
-        };
-        for number in 0..STEPS {
-            let at = index + (STEPS - number) * DISTANCE;
-            if index == 0 {
-                // Those that are ahead of the first turn have no other one for it.
-                (0..count.min(at)).for_each(|at| go(number, at));
-            }
-            if at < count {
-                go(number, at);
+        if index.is_multiple_of(GROUP) {
+            let first = if index == 0 { 0 } else { index + GROUP };
+            for group in (first..count.min(index + 2 * GROUP)).step_by(GROUP) {
+                let at = group % (2 * GROUP);
+                find(group, &mut self.ring[at..at + GROUP.min(count - group)]);
             }
         }
-        self.ring[index % RING]
+        let first = if index == 0 { 0 } else { index + DISTANCE };
+        for at in first..count.min(index + DISTANCE + 1) {
+            let before = self.ring[at.wrapping_sub(1) % (2 * GROUP)];
+            ask(at, &mut self.ring[at % (2 * GROUP)], (at != 0).then_some(&before));
+        }
+        self.ring[index % (2 * GROUP)]
     }
 }

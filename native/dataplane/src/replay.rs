@@ -1,8 +1,6 @@
 //! The anti-replay window (RFC 4303 section 3.4.3) as a ring of words (RFC 6479), and the inference of the high
 //! half of extended sequence numbers (RFC 4303 appendix A2).
 
-use crate::prefetch::{Prefetch, ask_at};
-
 /// Largest window, in packets.
 pub const MAX_REPLAY_WINDOW: u32 = 8192;
 
@@ -11,41 +9,30 @@ const WORD: u64 = u64::BITS as u64;
 /// Sequence numbers that were seen. `check` before opening, `update` after authentication.
 #[derive(Clone, Debug)]
 pub struct ReplayWindow {
-    /// Window in packets, 0 when the check is off.
-    size: u64,
     highest: u64,
-    // One word more than the window needs, so that a whole word is free to be cleared ahead (RFC 6479 section 3).
+    // One word more than the window needs, so that a whole word is free to be cleared ahead (RFC 6479 section 3). A
+    // power of two.
     words: Box<[u64]>,
-    mask: u64,
-}
-
-/// Where the words of a window lie, to be asked for without the window's lock.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct WordsPlace {
-    start: usize,
-    mask: u32,
-}
-
-impl WordsPlace {
-    /// Ask for the word of a sequence number.
-    #[inline]
-    pub(crate) fn prefetch(self, prefetch: Prefetch, sequence: u32) {
-        let word = ((sequence / u64::BITS) & self.mask) as usize;
-        ask_at(prefetch, self.start + word * size_of::<u64>(), size_of::<u64>());
-    }
+    /// Window in packets, 0 when the check is off.
+    size: u32,
 }
 
 impl ReplayWindow {
     /// A window of `size` packets (0: off; at most [`MAX_REPLAY_WINDOW`]). It is rounded up to 64.
     pub fn new(size: u32) -> Self {
-        let size = u64::from(size.min(MAX_REPLAY_WINDOW)).next_multiple_of(WORD);
-        let words = if size == 0 { 0 } else { (size / WORD + 1).next_power_of_two() };
-        Self { size, highest: 0, words: vec![0; words as usize].into_boxed_slice(), mask: words.saturating_sub(1) }
+        let size = size.min(MAX_REPLAY_WINDOW).next_multiple_of(u64::BITS);
+        let words = if size == 0 { 0 } else { (size / u64::BITS + 1).next_power_of_two() };
+        Self { size, highest: 0, words: vec![0; words as usize].into_boxed_slice() }
     }
 
-    /// Where its words lie, as long as it lives.
-    pub(crate) fn place(&self) -> WordsPlace {
-        WordsPlace { start: self.words.as_ptr().addr(), mask: self.mask as u32 }
+    /// Where its words begin, as long as it lives, and how many there are: a power of two, or none.
+    pub(crate) fn place(&self) -> (*const u64, usize) {
+        (self.words.as_ptr(), self.words.len())
+    }
+
+    #[inline]
+    fn index(&self, word: u64) -> usize {
+        word as usize & (self.words.len() - 1)
     }
 
     /// Highest sequence number that was authenticated, 0 for none.
@@ -60,7 +47,7 @@ impl ReplayWindow {
             return u64::from(low);
         }
         // The inference needs a window even when the replay check is off (RFC 4303 appendix A2.1: W below 2^32).
-        let window = self.size.max(WORD);
+        let window = u64::from(self.size).max(WORD);
         let (top_high, top_low) = (self.highest >> 32, self.highest & 0xffff_ffff);
         let low64 = u64::from(low);
         let bottom = top_low.wrapping_sub(window - 1) & 0xffff_ffff;
@@ -84,10 +71,10 @@ impl ReplayWindow {
         if sequence > self.highest {
             return true;
         }
-        if sequence == 0 || self.highest - sequence >= self.size {
+        if sequence == 0 || self.highest - sequence >= u64::from(self.size) {
             return false;
         }
-        self.words[((sequence / WORD) & self.mask) as usize] & (1 << (sequence % WORD)) == 0
+        self.words[self.index(sequence / WORD)] & (1 << (sequence % WORD)) == 0
     }
 
     /// Remember an authenticated number. False if it was not new.
@@ -101,13 +88,15 @@ impl ReplayWindow {
                 let (from, to) = (self.highest / WORD, sequence / WORD);
                 let words = self.words.len() as u64;
                 for word in from + 1..=to.min(from + words) {
-                    self.words[(word & self.mask) as usize] = 0;
+                    let index = self.index(word);
+                    self.words[index] = 0;
                 }
             }
             self.highest = sequence;
         }
         if self.size != 0 {
-            self.words[((sequence / WORD) & self.mask) as usize] |= 1 << (sequence % WORD);
+            let index = self.index(sequence / WORD);
+            self.words[index] |= 1 << (sequence % WORD);
         }
         true
     }

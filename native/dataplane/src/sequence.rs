@@ -11,7 +11,7 @@ use std::sync::{Arc, Weak};
 use ring::digest::{SHA256, digest};
 
 use crate::aead::Cipher;
-use crate::sa::OutboundSa;
+use crate::sa::{AdjacencyCounters, OutboundSa};
 
 /// Keys that are remembered: those that 1000 peers use in 65 hours when they rekey hourly.
 const REMEMBERED: usize = if cfg!(test) { 1 << 10 } else { 1 << 16 };
@@ -39,22 +39,31 @@ pub(crate) struct SequenceBook {
 }
 
 impl SequenceBook {
-    /// An SA that begins at sequence number 1, or where its key was if that has sealed before.
-    pub(crate) fn make(&mut self, spi: u32, cipher: Cipher, keymat: &[u8], esn: bool) -> Arc<OutboundSa> {
+    /// An SA that begins at sequence number 1, or where its key was if that has sealed before. With `counters`, those of
+    /// its only adjacency.
+    pub(crate) fn make(
+        &mut self,
+        spi: u32,
+        cipher: Cipher,
+        keymat: &[u8],
+        esn: bool,
+        counters: Option<Arc<AdjacencyCounters>>,
+    ) -> Arc<OutboundSa> {
         let mut fingerprint = Fingerprint::default();
         fingerprint.copy_from_slice(digest(&SHA256, keymat).as_ref());
         if let Some(entry) = self.entries.get_mut(&fingerprint) {
+            let sa = OutboundSa::new(spi, cipher, esn, Arc::clone(&entry.rest)).of_adjacency(counters);
             if let Some(counting) = entry.counting.upgrade() {
                 // Two SAs seal with one key until the older has left the tables: one of them counts for both.
-                return Arc::new(OutboundSa::counted_by(counting, spi, cipher, esn));
+                return sa.counted_by(counting).shared();
             }
-            let sa = Arc::new(OutboundSa::new(spi, cipher, esn, Arc::clone(&entry.rest)));
+            let sa = sa.shared();
             entry.counting = Arc::downgrade(&sa);
             return sa;
         }
         self.forget();
         let rest = Arc::new(AtomicU64::new(1));
-        let sa = Arc::new(OutboundSa::new(spi, cipher, esn, Arc::clone(&rest)));
+        let sa = OutboundSa::new(spi, cipher, esn, Arc::clone(&rest)).of_adjacency(counters).shared();
         self.entries.insert(fingerprint, Entry { counting: Arc::downgrade(&sa), rest });
         self.order.push_back(fingerprint);
         sa
@@ -88,7 +97,7 @@ mod tests {
 
     fn made(book: &mut SequenceBook, number: u64) -> Arc<OutboundSa> {
         let cipher = Cipher::new("aes128gcm16".parse().unwrap(), &key(number)).unwrap();
-        book.make(256, cipher, &key(number), true)
+        book.make(256, cipher, &key(number), true, None)
     }
 
     #[test]

@@ -46,5 +46,5 @@ pub fn segment(arena: &[u8], packets: &[PacketMeta], mut give: impl FnMut(&[u8])
 /// The adjacency that a next hop follows, as encapsulation finds it behind the FIB.
 #[inline]
 pub fn adjacency(tables: &Tables, next_hop: u32) -> Option<&Adjacency> {
-    tables.adjacency(tables.next_hop(next_hop).adjacency?)
+    tables.adjacency(tables.next_hop(next_hop).adjacency()?)
 }

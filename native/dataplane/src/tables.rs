@@ -4,13 +4,13 @@
 //! (sequence numbers, replay windows, counters) lies behind `Arc`s that both copies share.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use left_right::{Absorb, ReadGuard, ReadHandle};
 
 use crate::fib::Fib;
-use crate::prefetch::{KeyPlace, Prefetch, ask};
+use crate::prefetch::{Prefetch, ask};
 use crate::prefix::Prefix;
 use crate::sa::{AdjacencyCounters, InboundSa, OutboundSa};
 use crate::spi;
@@ -18,6 +18,8 @@ use crate::vector::{Encapsulation, Endpoint};
 
 /// Peers up to which looking ahead costs more than it saves: their SAs fill the second level cache.
 const SMALL: usize = 256;
+/// Octets of a FIB for which the same is true.
+const SMALL_FIB: usize = 64 * 1024;
 
 /// What a tunnel is, from its configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,59 +72,171 @@ pub struct Tunnel {
     pub multicast: Arc<[u32]>,
 }
 
-/// An adjacency, ready for packets.
+/// An adjacency, ready for packets: all that most packets need of it, in one cache line of the tables themselves.
 #[derive(Clone, Debug)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub struct Adjacency {
-    /// Its id.
-    pub id: u32,
-    /// What it was made of.
-    pub config: AdjacencyConfig,
-    /// Its tunnel's configuration.
-    pub tunnel: TunnelConfig,
-    /// Where its messages go, with a TOS of 0.
-    pub endpoint: Endpoint,
     /// What seals, unless it is plain GRE.
     pub outbound: Option<Arc<OutboundSa>>,
-    pub(crate) outbound_key: KeyPlace,
     pub(crate) counters: Arc<AdjacencyCounters>,
+    /// Addresses are IPv4-mapped where they are IPv4, and unspecified where there is none.
+    local: Ipv6Addr,
+    remote: Ipv6Addr,
+    /// Its id.
+    pub id: u32,
+    key: u32,
+    remote_port: u16,
+    tunnel: u16,
+    mtu: u16,
+    /// How its packets are wrapped.
+    pub encapsulation: Encapsulation,
+    flags: u8,
+}
+
+const _: () = assert!(size_of::<Option<Adjacency>>() == 64, "one cache line");
+
+const HAS_KEY: u8 = 1;
+const MSS_CLAMP: u8 = 1 << 1;
+const COPY_DSCP: u8 = 1 << 2;
+
+fn mapped(address: IpAddr) -> Ipv6Addr {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
+    }
 }
 
 impl Adjacency {
+    /// `config` has been checked: its numbers fit. A remote address that is IPv4-mapped is IPv4 from here on.
+    pub(crate) fn new(
+        id: u32,
+        config: &AdjacencyConfig,
+        tunnel: &TunnelConfig,
+        outbound: Option<Arc<OutboundSa>>,
+        counters: Arc<AdjacencyCounters>,
+    ) -> Self {
+        let flag = |is: bool, flag: u8| if is { flag } else { 0 };
+        Self {
+            outbound,
+            counters,
+            local: config.local.map_or(Ipv6Addr::UNSPECIFIED, mapped),
+            remote: mapped(config.remote),
+            id,
+            key: tunnel.key.unwrap_or_default(),
+            remote_port: config.remote_port,
+            tunnel: config.tunnel as u16,
+            mtu: config.mtu as u16,
+            encapsulation: config.encapsulation,
+            flags: flag(tunnel.key.is_some(), HAS_KEY)
+                | flag(tunnel.mss_clamp, MSS_CLAMP)
+                | flag(tunnel.copy_dscp, COPY_DSCP),
+        }
+    }
+
     /// The same with another SA.
     pub(crate) fn with_outbound(&self, outbound: Option<Arc<OutboundSa>>) -> Self {
-        let outbound_key = outbound.as_ref().map(|sa| sa.cipher.key_place()).unwrap_or_default();
-        Self { outbound, outbound_key, ..self.clone() }
+        Self { outbound, ..self.clone() }
+    }
+
+    /// Its tunnel.
+    #[inline]
+    pub fn tunnel(&self) -> u32 {
+        u32::from(self.tunnel)
+    }
+
+    /// Octets of the largest inner packet.
+    #[inline]
+    pub fn mtu(&self) -> usize {
+        usize::from(self.mtu)
+    }
+
+    /// GRE key, sent and expected.
+    #[inline]
+    pub fn key(&self) -> Option<u32> {
+        (self.flags & HAS_KEY != 0).then_some(self.key)
+    }
+
+    /// Lower the MSS of TCP SYN to its MTU, both ways.
+    #[inline]
+    pub fn mss_clamp(&self) -> bool {
+        self.flags & MSS_CLAMP != 0
+    }
+
+    /// Copy the inner DSCP to the outer header.
+    #[inline]
+    pub fn copy_dscp(&self) -> bool {
+        self.flags & COPY_DSCP != 0
+    }
+
+    /// Where its messages go.
+    #[inline]
+    pub fn endpoint(&self, tos: u8) -> Endpoint {
+        Endpoint {
+            encapsulation: self.encapsulation,
+            local: (!self.local.is_unspecified()).then(|| self.local.to_canonical()),
+            remote: self.remote.to_canonical(),
+            remote_port: self.remote_port,
+            tos,
+        }
+    }
+
+    /// Whether a datagram of this address comes from it.
+    #[inline]
+    pub(crate) fn is_at(&self, remote: IpAddr) -> bool {
+        self.remote == mapped(remote)
+    }
+
+    /// The peer's port, 0 for ESP and GRE.
+    #[inline]
+    pub(crate) fn remote_port(&self) -> u16 {
+        self.remote_port
     }
 
     /// Ask for what a packet of that many octets needs behind this adjacency.
     #[inline]
-    pub(crate) fn prefetch_outward(&self, prefetch: Prefetch, packet: usize) {
-        if let Some(sa) = &self.outbound {
-            ask(prefetch, &sa.spi);
-            self.outbound_key.prefetch(prefetch, packet);
+    pub(crate) fn prefetch_outward<P: Prefetch>(&self, packet: usize) {
+        match &self.outbound {
+            Some(sa) => sa.prefetch::<P>(packet),
+            None => ask::<P, _>(&self.counters.outward),
         }
-        ask(prefetch, &self.counters.outward);
-    }
-
-    /// Ask for what a packet from this adjacency needs behind it.
-    #[inline]
-    pub(crate) fn prefetch_inward(&self, prefetch: Prefetch) {
-        ask(prefetch, &self.counters.inward);
     }
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct NextHop {
-    pub(crate) adjacency: Option<u32>,
-    pub(crate) resolve: bool,
+/// A next hop: an adjacency's id or none, and whether to resolve, in one word.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NextHop(u32);
+
+impl Default for NextHop {
+    fn default() -> Self {
+        Self::new(None, false)
+    }
+}
+
+impl NextHop {
+    const NONE: u32 = u32::MAX >> 1;
+
+    pub(crate) fn new(adjacency: Option<u32>, resolve: bool) -> Self {
+        Self(adjacency.unwrap_or(Self::NONE) << 1 | u32::from(resolve))
+    }
+
+    #[inline]
+    pub(crate) fn adjacency(self) -> Option<u32> {
+        let adjacency = self.0 >> 1;
+        (adjacency != Self::NONE).then_some(adjacency)
+    }
+
+    /// Report packets that use it.
+    #[inline]
+    pub(crate) fn resolve(self) -> bool {
+        self.0 & 1 != 0
+    }
 }
 
 /// One copy of the tables.
 #[derive(Clone, Debug, Default)]
 pub struct Tables {
     tunnels: Vec<Option<Tunnel>>,
-    adjacencies: Vec<Option<Arc<Adjacency>>>,
+    adjacencies: Vec<Option<Adjacency>>,
     next_hops: Vec<NextHop>,
     inbound: Vec<Option<Arc<InboundSa>>>,
     // Plain GRE: key and remote address to adjacency.
@@ -139,7 +253,7 @@ impl Tables {
     /// An adjacency by id.
     #[inline]
     pub fn adjacency(&self, id: u32) -> Option<&Adjacency> {
-        self.adjacencies.get(id as usize)?.as_deref()
+        self.adjacencies.get(id as usize)?.as_ref()
     }
 
     /// Whether all of the tables are likely to stay in the caches while packets pass.
@@ -150,17 +264,17 @@ impl Tables {
 
     /// Ask for the next hop's entry.
     #[inline]
-    pub(crate) fn prefetch_next_hop(&self, prefetch: Prefetch, id: u32) {
+    pub(crate) fn prefetch_next_hop<P: Prefetch>(&self, id: u32) {
         if let Some(next_hop) = self.next_hops.get(id as usize) {
-            ask(prefetch, next_hop);
+            ask::<P, _>(next_hop);
         }
     }
 
     /// Ask for the entry of an SPI.
     #[inline]
-    pub(crate) fn prefetch_spi(&self, prefetch: Prefetch, spi: u32) {
+    pub(crate) fn prefetch_spi<P: Prefetch>(&self, spi: u32) {
         if let Some(sa) = self.inbound.get(spi::slot(spi)) {
-            ask(prefetch, sa);
+            ask::<P, _>(sa);
         }
     }
 
@@ -172,9 +286,9 @@ impl Tables {
 
     /// Ask for the adjacency's entry.
     #[inline]
-    pub(crate) fn prefetch_adjacency(&self, prefetch: Prefetch, id: u32) {
+    pub(crate) fn prefetch_adjacency<P: Prefetch>(&self, id: u32) {
         if let Some(adjacency) = self.adjacencies.get(id as usize) {
-            ask(prefetch, adjacency);
+            ask::<P, _>(adjacency);
         }
     }
 
@@ -213,7 +327,7 @@ impl Tables {
 #[derive(Clone, Debug)]
 pub(crate) enum Operation {
     Tunnel(u32, Option<TunnelConfig>),
-    Adjacency(u32, Option<Arc<Adjacency>>),
+    Adjacency(u32, Option<Adjacency>),
     NextHop(u32, NextHop),
     SetRoute { tunnel: u32, prefix: Prefix, next_hop: u32 },
     RemoveRoute { tunnel: u32, prefix: Prefix, cover: Option<(u8, u32)> },
@@ -233,6 +347,12 @@ fn put<T: Clone + Default>(entries: &mut Vec<T>, index: usize, value: T) {
 impl Tunnel {
     fn new(config: TunnelConfig) -> Self {
         Self { config, v4: Fib::default(), v6: Fib::default(), multicast: Arc::new([]) }
+    }
+
+    /// Whether its FIBs are likely to stay in the caches while packets pass.
+    #[inline]
+    pub(crate) fn is_small(&self) -> bool {
+        self.v4.octets() + self.v6.octets() <= SMALL_FIB
     }
 
     fn set_route(&mut self, prefix: Prefix, next_hop: u32) {

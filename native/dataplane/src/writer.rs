@@ -8,14 +8,13 @@ use left_right::WriteHandle;
 
 use crate::aead::{Cipher, Suite};
 use crate::error::TablesError;
-use crate::prefetch::KeyPlace;
 use crate::prefix::Prefix;
 use crate::replay::MAX_REPLAY_WINDOW;
 use crate::sa::{AdjacencyCounters, AdjacencyCounts, InboundSa, InboundSaCounts, OutboundSa, OutboundSaCounts};
 use crate::sequence::SequenceBook;
 use crate::spi::{self, SpiAllocator};
 use crate::tables::{Adjacency, AdjacencyConfig, NextHop, Operation, Tables, TablesReader, TunnelConfig};
-use crate::vector::{Encapsulation, Endpoint};
+use crate::vector::Encapsulation;
 
 /// First tunnel id that is too large.
 pub const TUNNEL_LIMIT: u32 = 1 << 12;
@@ -61,7 +60,7 @@ struct TunnelRecord {
 pub struct TablesWriter {
     handle: WriteHandle<Tables, Operation>,
     tunnels: HashMap<u32, TunnelRecord>,
-    adjacencies: HashMap<u32, Arc<Adjacency>>,
+    adjacencies: HashMap<u32, Adjacency>,
     // With the number of routes that point at each.
     next_hops: HashMap<u32, (NextHop, u32)>,
     inbound: HashMap<u32, Arc<InboundSa>>,
@@ -118,7 +117,7 @@ impl TablesWriter {
         for next_hop in record.routes.values() {
             self.release_next_hop(*next_hop);
         }
-        let of_tunnel = |adjacency: &&Arc<Adjacency>| adjacency.config.tunnel == id;
+        let of_tunnel = |adjacency: &&Adjacency| adjacency.tunnel() == id;
         let adjacencies: Vec<u32> = self.adjacencies.values().filter(of_tunnel).map(|adjacency| adjacency.id).collect();
         for adjacency in adjacencies {
             self.remove_adjacency(adjacency)?;
@@ -130,6 +129,9 @@ impl TablesWriter {
     /// Make or replace an adjacency. It keeps its counters and, unless it becomes plain GRE, its outbound SA.
     pub fn set_adjacency(&mut self, id: u32, config: AdjacencyConfig) -> Result<(), TablesError> {
         check_id("adjacency", id, ADJACENCY_LIMIT)?;
+        // An IPv4-mapped address is the IPv4 address.
+        let canonical = |address: IpAddr| address.to_canonical();
+        let config = AdjacencyConfig { local: config.local.map(canonical), remote: canonical(config.remote), ..config };
         let tunnel = self.tunnels.get(&config.tunnel).ok_or(TablesError::UnknownTunnel(config.tunnel))?.config;
         let encapsulation = config.encapsulation;
         if tunnel.protected == (encapsulation == Encapsulation::Gre) {
@@ -152,17 +154,8 @@ impl TablesWriter {
             None => (None, Arc::new(AdjacencyCounters::default())),
         };
         self.forget_gre_peer(id);
-        let endpoint = Endpoint {
-            encapsulation,
-            local: config.local,
-            remote: config.remote,
-            remote_port: config.remote_port,
-            tos: 0,
-        };
         let outbound = outbound.filter(|_| encapsulation != Encapsulation::Gre);
-        let adjacency =
-            Adjacency { id, config, tunnel, endpoint, outbound: None, outbound_key: KeyPlace::default(), counters };
-        self.put_adjacency(Arc::new(adjacency.with_outbound(outbound)));
+        self.put_adjacency(Adjacency::new(id, &config, &tunnel, outbound, counters));
         if encapsulation == Encapsulation::Gre {
             let peer = (tunnel.key, config.remote);
             self.gre_peers.entry(peer).or_default().push(id);
@@ -171,8 +164,8 @@ impl TablesWriter {
         Ok(())
     }
 
-    fn put_adjacency(&mut self, adjacency: Arc<Adjacency>) {
-        self.adjacencies.insert(adjacency.id, Arc::clone(&adjacency));
+    fn put_adjacency(&mut self, adjacency: Adjacency) {
+        self.adjacencies.insert(adjacency.id, adjacency.clone());
         self.apply(Operation::Adjacency(adjacency.id, Some(adjacency)));
     }
 
@@ -180,7 +173,7 @@ impl TablesWriter {
         let Some(adjacency) = self.adjacencies.get(&id) else {
             return;
         };
-        let peer = (adjacency.tunnel.key, adjacency.config.remote);
+        let peer = (adjacency.key(), adjacency.endpoint(0).remote);
         let Some(ids) = self.gre_peers.get_mut(&peer) else {
             return;
         };
@@ -209,13 +202,13 @@ impl TablesWriter {
         if let Some(adjacency) = adjacency {
             self.known_adjacency(adjacency)?;
         }
-        let next_hop = NextHop { adjacency, resolve };
+        let next_hop = NextHop::new(adjacency, resolve);
         self.next_hops.entry(id).or_default().0 = next_hop;
         self.apply(Operation::NextHop(id, next_hop));
         Ok(())
     }
 
-    fn known_adjacency(&self, id: u32) -> Result<&Arc<Adjacency>, TablesError> {
+    fn known_adjacency(&self, id: u32) -> Result<&Adjacency, TablesError> {
         self.adjacencies.get(&id).ok_or(TablesError::UnknownAdjacency(id))
     }
 
@@ -305,11 +298,17 @@ impl TablesWriter {
             return Err(TablesError::NoAdjacencies);
         }
         for &id in adjacencies {
-            if self.known_adjacency(id)?.config.encapsulation == Encapsulation::Gre {
+            if self.known_adjacency(id)?.encapsulation == Encapsulation::Gre {
                 return Err(TablesError::PlainAdjacency(id));
             }
         }
         Ok(())
+    }
+
+    /// The counters of an SA's adjacency if it has one alone.
+    fn counters_of_only(&self, adjacencies: &[u32]) -> Option<Arc<AdjacencyCounters>> {
+        let [only] = adjacencies else { return None };
+        Some(Arc::clone(&self.adjacencies.get(only)?.counters))
     }
 
     /// Accept ESP with an SPI that `allocate_spi` gave. `replay_window` in packets, 0 for none.
@@ -332,7 +331,8 @@ impl TablesWriter {
         self.protected_adjacencies(adjacencies)?;
         let cipher = Cipher::new(suite, keymat)?;
         self.spis.claim(spi)?;
-        let sa = InboundSa::new(spi, cipher, adjacencies, esn, replay_window).shared();
+        let counters = self.counters_of_only(adjacencies);
+        let sa = InboundSa::new(spi, cipher, adjacencies, counters, esn, replay_window);
         self.inbound.insert(spi, Arc::clone(&sa));
         self.apply(Operation::Inbound(spi::slot(spi), Some(sa)));
         Ok(())
@@ -359,10 +359,11 @@ impl TablesWriter {
             return Err(TablesError::ReservedSpi(spi));
         }
         self.protected_adjacencies(adjacencies)?;
-        let sa = self.sequences.make(spi, Cipher::new(suite, keymat)?, keymat, esn);
+        let counters = self.counters_of_only(adjacencies);
+        let sa = self.sequences.make(spi, Cipher::new(suite, keymat)?, keymat, esn, counters);
         for &id in adjacencies {
             let adjacency = self.known_adjacency(id)?.with_outbound(Some(Arc::clone(&sa)));
-            self.put_adjacency(Arc::new(adjacency));
+            self.put_adjacency(adjacency);
         }
         Ok(())
     }
@@ -370,7 +371,7 @@ impl TablesWriter {
     /// Take the outbound SA from an adjacency.
     pub fn clear_outbound_sa(&mut self, adjacency: u32) -> Result<(), TablesError> {
         let adjacency = self.known_adjacency(adjacency)?.with_outbound(None);
-        self.put_adjacency(Arc::new(adjacency));
+        self.put_adjacency(adjacency);
         Ok(())
     }
 

@@ -209,7 +209,7 @@ fn commits_lose_nothing_while_a_worker_forwards() {
     let worker = std::thread::spawn({
         let stop = Arc::clone(&stop);
         move || {
-            let mut encap = Encap::new(shared, EncapConfig::default());
+            let mut encap: Encap = Encap::new(shared, EncapConfig::default());
             let packet = Flow::default().packet(&payload(100));
             let metas = [PacketMeta { offset: 0, length: packet.len() as u32, ..PacketMeta::default() }; 16];
             let (mut send, mut batch, mut replies) = (vec![0; MIN_SEND_ARENA], SendBatch::new(), TunBatch::new());

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use dsvpn_dataplane::kernel::{Kernel, set_kernel};
 use dsvpn_dataplane::*;
-use dsvpn_io::aead;
+use dsvpn_io::{Decap, Encap, aead};
 use dsvpn_wire::checksum;
 use dsvpn_wire::virtio::{self, VirtioNetHeader};
 
@@ -233,7 +233,6 @@ fn main() {
     }
     println!("{} against {}", aead::kernel().map_or("no kernel", |kernel| kernel.name), backend());
     dsvpn_io::checksum::install();
-    dsvpn_io::prefetch::install();
     let cases =
         [singles("64 B x 256", 64, 256), imix(), singles("1424 B x 64", 1424, 64), superpackets("64 KB TSO x 2", 2)];
     let suites = [

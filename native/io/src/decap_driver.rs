@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use dsvpn_dataplane::{Datagram, Decap, DecapConfig, Shared, TablesReader, TunBatch};
+use dsvpn_dataplane::{Datagram, DecapConfig, Shared, TablesReader, TunBatch};
 use dsvpn_wire::virtio::{GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4};
 
 use crate::clock::Clock;
 use crate::descriptors::Descriptors;
 use crate::encap_driver::Drained;
+use crate::prefetch::Decap;
 use crate::receive::{RECEIVE_ARENA, ReceiveRing};
 use crate::socket::Socket;
 use crate::tun_output::TunOutput;

@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use dsvpn_dataplane::{
-    Counter, Encap, EncapConfig, PacketMeta, Punt, PuntKind, SendBatch, Shared, TablesReader, TunBatch,
-};
+use dsvpn_dataplane::{Counter, EncapConfig, PacketMeta, Punt, PuntKind, SendBatch, Shared, TablesReader, TunBatch};
 use dsvpn_wire::virtio::VirtioNetHeader;
 
 use crate::clock::Clock;
 use crate::descriptors::Descriptors;
+use crate::prefetch::Encap;
 use crate::send::SendRing;
 use crate::tun::{READ_ROOM, Tun, VIRTIO_HEADER};
 use crate::tun_output::TunOutput;

@@ -31,4 +31,5 @@ mod worker;
 pub use clock::Clock;
 pub use engine::{Core, Engine, Error};
 pub use error::SystemError;
+pub use prefetch::{Decap, Encap};
 pub use underlay::UnderlayConfig;

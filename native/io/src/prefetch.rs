@@ -1,22 +1,26 @@
 //! Asking the processor for memory before it is needed.
 
-/// Octets of a cache line.
-#[cfg(target_arch = "x86_64")]
-const LINE: usize = 64;
+use dsvpn_dataplane::prefetch::Prefetch;
 
-/// Have the data plane ask, where there is an instruction for it.
-pub fn install() {
-    #[cfg(target_arch = "x86_64")]
-    dsvpn_dataplane::prefetch::set_prefetch(lines);
-}
+/// Asks where there is an instruction for it.
+#[derive(Clone, Copy, Debug)]
+pub struct Lines;
 
-#[cfg(target_arch = "x86_64")]
-fn lines(start: *const u8, octets: usize) {
-    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-
-    let into = start.addr() % LINE;
-    for offset in (0..octets + into).step_by(LINE) {
+impl Prefetch for Lines {
+    #[inline]
+    fn line(address: *const u8) {
+        #[cfg(target_arch = "x86_64")]
         // SAFETY: the instruction reads nothing: an address that is not mapped is ignored.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(offset).cast()) };
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(address.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = address;
     }
 }
+
+/// Encapsulation that asks ahead.
+pub type Encap = dsvpn_dataplane::Encap<Lines>;
+/// Decapsulation that asks ahead.
+pub type Decap = dsvpn_dataplane::Decap<Lines>;

@@ -36,7 +36,6 @@ mod _native {
         dsvpn_io::huge_pages::ask();
         dsvpn_io::aead::install();
         dsvpn_io::checksum::install();
-        dsvpn_io::prefetch::install();
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         module.add("BUILD_PROFILE", if cfg!(debug_assertions) { "debug" } else { "release" })
     }

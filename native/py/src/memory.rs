@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dsvpn_dataplane::{
-    Datagram, DatagramKind, Decap, DecapConfig, Encap, EncapConfig, Encapsulation, GsoLimits, PacketMeta, SendBatch,
-    TablesReader, TunBatch, TunPacket, stages,
+    Datagram, DatagramKind, DecapConfig, EncapConfig, Encapsulation, GsoLimits, PacketMeta, SendBatch, TablesReader,
+    TunBatch, TunPacket, stages,
 };
-use dsvpn_io::Core;
+use dsvpn_io::{Core, Decap, Encap};
 use dsvpn_wire::virtio::VirtioNetHeader;
 use numpy::{PyArray1, PyArray2, PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray1};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};

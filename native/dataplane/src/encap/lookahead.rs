@@ -1,9 +1,11 @@
 //! Where the packets of a vector go, looked up ahead of their turn.
 
+use std::marker::PhantomData;
+
 use dsvpn_wire::ip::read_u128;
 use dsvpn_wire::read_u32;
 
-use crate::prefetch::{Ahead, DISTANCE, Prefetch, ask};
+use crate::prefetch::{Ahead, GROUP, Prefetch};
 use crate::tables::{Adjacency, Tables, Tunnel};
 use crate::vector::PacketMeta;
 
@@ -19,7 +21,8 @@ pub(super) struct Resolved<'t> {
 pub(super) fn resolve<'t>(tables: &'t Tables, tunnel: &Tunnel, version: u8, destination: u128) -> Resolved<'t> {
     let next_hop = look_up(tunnel, version, destination);
     let hop = next_hop.map(|id| tables.next_hop(id)).unwrap_or_default();
-    Resolved { next_hop, adjacency: hop.adjacency.and_then(|id| tables.adjacency(id)), resolve: hop.resolve }
+    let adjacency = hop.adjacency().and_then(|id| tables.adjacency(id));
+    Resolved { next_hop, adjacency, resolve: hop.resolve() }
 }
 
 #[inline]
@@ -36,131 +39,108 @@ struct Last<'t> {
 /// Tells of every packet of a vector, in their order, where it goes.
 ///
 /// A packet to the destination of the one before it costs a comparison. Where the tables are larger than the caches,
-/// packets are looked at before their turn, one step of the way from destination to key at a time, so that memory is
-/// waited for by many packets together and while others are forwarded.
-pub(super) struct Lookahead<'t, 'p> {
+/// packets are looked at before their turn, a group of them one step of the way from destination to key at a time, so
+/// that memory is waited for by many packets together and while others are forwarded.
+pub(super) struct Lookahead<'t, 'p, P> {
     tables: &'t Tables,
     tunnel: &'t Tunnel,
     arena: &'p [u8],
     packets: &'p [PacketMeta],
     last: Last<'t>,
-    prefetch: Prefetch,
-    ahead: Option<Ahead<Entry<'t>, STEPS, RING>>,
+    ahead: Option<Ahead<Entry<'t>>>,
+    prefetch: PhantomData<P>,
 }
 
-impl<'t, 'p> Lookahead<'t, 'p> {
+impl<'t, 'p, P: Prefetch> Lookahead<'t, 'p, P> {
     #[inline]
-    pub(super) fn new(
-        tables: &'t Tables,
-        tunnel: &'t Tunnel,
-        arena: &'p [u8],
-        packets: &'p [PacketMeta],
-        prefetch: Prefetch,
-    ) -> Self {
+    pub(super) fn new(tables: &'t Tables, tunnel: &'t Tunnel, arena: &'p [u8], packets: &'p [PacketMeta]) -> Self {
         let last = Last { destination: NOWHERE, resolved: Resolved::default() };
-        let ahead = if tables.are_small() { None } else { Ahead::new(packets.len()) };
-        Self { tables, tunnel, arena, packets, last, prefetch, ahead }
+        let small = tables.are_small() && tunnel.is_small();
+        let ahead = if small { None } else { Ahead::new(packets.len()) };
+        Self { tables, tunnel, arena, packets, last, ahead, prefetch: PhantomData }
     }
 
     /// Where the packet `index` goes. They are asked for one after the other, from the first.
     #[inline]
     pub(super) fn next(&mut self, index: usize) -> Resolved<'t> {
+        let (tables, tunnel, arena, packets) = (self.tables, self.tunnel, self.arena, self.packets);
         if let Some(ahead) = &mut self.ahead {
-            let (tables, tunnel, prefetch) = (self.tables, self.tunnel, self.prefetch);
-            let step = |step, at: usize, entry: &mut Entry<'t>, before: Option<&Entry<'t>>| match step {
-                0 => entry.read_destination(tunnel, self.arena, &self.packets[at], before, prefetch),
-                1 => entry.look_up(tables, tunnel, prefetch),
-                2 => entry.follow_next_hop(tables, prefetch),
-                3 => entry.find_adjacency(tables, before, prefetch),
-                _ => entry.ask_for_key(&self.packets[at], prefetch),
+            let find =
+                |first: usize, group: &mut [Entry<'t>]| find::<P>(tables, tunnel, arena, &packets[first..], group);
+            let ask = |at: usize, entry: &mut Entry<'t>, before: Option<&Entry<'t>>| {
+                entry.ask_for_key::<P>(tables, packets[at].length as usize, before);
             };
-            return ahead.turn(index, self.packets.len(), step).resolved;
+            return ahead.turn(index, packets.len(), find, ask).resolved;
         }
-        let destination = destination_of(self.arena, &self.packets[index]);
+        let destination = destination_of(arena, &packets[index]);
         if destination != self.last.destination {
-            let resolved = resolve(self.tables, self.tunnel, destination.0, destination.1);
+            let resolved = resolve(tables, tunnel, destination.0, destination.1);
             self.last = Last { destination, resolved };
         }
         self.last.resolved
     }
 }
 
-/// Steps before a packet's turn.
-const STEPS: usize = 5;
-/// Packets that are under way or have their turn.
-const RING: usize = ((STEPS + 1) * DISTANCE).next_power_of_two();
-
 #[derive(Clone, Copy, Default)]
 struct Entry<'t> {
-    destination: (u8, u128),
-    /// It goes where the one before it goes.
-    repeated: bool,
+    /// The adjacency's id, which is known before its entry is there.
     hop: Option<u32>,
     resolved: Resolved<'t>,
 }
 
 impl<'t> Entry<'t> {
+    /// Ask for what a packet of that many octets needs behind its adjacency.
     #[inline]
-    fn read_destination(
-        &mut self,
-        tunnel: &Tunnel,
-        arena: &[u8],
-        packet: &PacketMeta,
-        before: Option<&Self>,
-        prefetch: Prefetch,
-    ) {
-        let destination = destination_of(arena, packet);
-        let repeated = before.is_some_and(|before| before.destination == destination);
-        *self = Self { destination, repeated, ..Self::default() };
-        if !repeated {
-            match destination.0 {
-                4 => tunnel.v4.prefetch(prefetch, destination.1 as u32),
-                _ => tunnel.v6.prefetch(prefetch, destination.1),
-            }
-        }
-    }
-
-    #[inline]
-    fn look_up(&mut self, tables: &Tables, tunnel: &Tunnel, prefetch: Prefetch) {
-        let (version, destination) = self.destination;
-        if self.repeated || version == NOWHERE.0 {
-            return;
-        }
-        self.resolved.next_hop = look_up(tunnel, version, destination);
-        if let Some(next_hop) = self.resolved.next_hop {
-            tables.prefetch_next_hop(prefetch, next_hop);
-        }
-    }
-
-    #[inline]
-    fn follow_next_hop(&mut self, tables: &Tables, prefetch: Prefetch) {
-        // A repeated packet has none: it gets all at the next step.
-        let hop = self.resolved.next_hop.map(|id| tables.next_hop(id)).unwrap_or_default();
-        self.resolved.resolve = hop.resolve;
-        self.hop = hop.adjacency;
-        if let Some(adjacency) = hop.adjacency {
-            tables.prefetch_adjacency(prefetch, adjacency);
-        }
-    }
-
-    #[inline]
-    fn find_adjacency(&mut self, tables: &'t Tables, before: Option<&Self>, prefetch: Prefetch) {
-        if let Some(before) = before.filter(|_| self.repeated) {
-            self.resolved = before.resolved;
+    fn ask_for_key<P: Prefetch>(&mut self, tables: &'t Tables, packet: usize, before: Option<&Self>) {
+        if let Some(before) = before
+            && before.hop == self.hop
+        {
+            self.resolved.adjacency = before.resolved.adjacency;
             return;
         }
         self.resolved.adjacency = self.hop.and_then(|id| tables.adjacency(id));
         if let Some(adjacency) = self.resolved.adjacency {
-            ask(prefetch, adjacency);
+            adjacency.prefetch_outward::<P>(packet);
         }
     }
+}
 
-    #[inline]
-    fn ask_for_key(&self, packet: &PacketMeta, prefetch: Prefetch) {
-        if let Some(adjacency) = self.resolved.adjacency
-            && !self.repeated
-        {
-            adjacency.prefetch_outward(prefetch, packet.length as usize);
+/// Find where the next packets go, as many as the group has entries, and ask for their adjacencies.
+fn find<P: Prefetch>(tables: &Tables, tunnel: &Tunnel, arena: &[u8], packets: &[PacketMeta], group: &mut [Entry<'_>]) {
+    let mut destinations = [NOWHERE; GROUP];
+    for ((index, entry), packet) in group.iter_mut().enumerate().zip(packets) {
+        *entry = Entry::default();
+        let destination = destination_of(arena, packet);
+        destinations[index] = destination;
+        // A packet to the destination of the one before it goes the same way.
+        if index == 0 || destination != destinations[index - 1] {
+            match destination.0 {
+                4 => tunnel.v4.prefetch::<P>(destination.1 as u32),
+                6 => tunnel.v6.prefetch::<P>(destination.1),
+                _ => {}
+            }
+        }
+    }
+    let repeated = |index: usize| index > 0 && destinations[index] == destinations[index - 1];
+    for (index, entry) in group.iter_mut().enumerate() {
+        let (version, destination) = destinations[index];
+        if version != NOWHERE.0 && !repeated(index) {
+            entry.resolved.next_hop = look_up(tunnel, version, destination);
+            if let Some(next_hop) = entry.resolved.next_hop {
+                tables.prefetch_next_hop::<P>(next_hop);
+            }
+        }
+    }
+    for index in 0..group.len() {
+        if repeated(index) {
+            group[index] = group[index - 1];
+            continue;
+        }
+        let entry = &mut group[index];
+        let hop = entry.resolved.next_hop.map(|id| tables.next_hop(id)).unwrap_or_default();
+        (entry.hop, entry.resolved.resolve) = (hop.adjacency(), hop.resolve());
+        if let Some(adjacency) = entry.hop {
+            tables.prefetch_adjacency::<P>(adjacency);
         }
     }
 }

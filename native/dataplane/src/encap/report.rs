@@ -11,10 +11,11 @@ use super::lookahead::resolve;
 use super::{Encap, REDIRECT_HEAD, Vector};
 use crate::counters::Counter;
 use crate::limiter::WordHasher;
+use crate::prefetch::Prefetch;
 use crate::punt::{Punt, PuntKind};
 use crate::tables::Adjacency;
 
-impl Encap {
+impl<P: Prefetch> Encap<P> {
     /// Answer a packet that is too big, at a limited rate.
     #[cold]
     pub(super) fn answer_too_big(
@@ -32,7 +33,7 @@ impl Encap {
         hash.write_u32(vector.tunnel_id);
         hash.write(&octets[if packet.version == 4 { 12..20 } else { 8..40 }]);
         if self.too_big.pass(hash.finish(), vector.now_ns) {
-            let mtu = adjacency.config.mtu.min(u32::from(u16::MAX)) as u16;
+            let mtu = adjacency.mtu() as u16;
             let mut scratch = std::mem::take(&mut self.scratch);
             scratch.clear();
             icmp::write_too_big(packet, octets, mtu, &mut scratch);

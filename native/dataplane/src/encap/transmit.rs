@@ -9,12 +9,13 @@ use dsvpn_wire::{gre, tcp, virtio};
 use super::{Encap, Vector, is_syn, max_segment};
 use crate::counters::Counter;
 use crate::fragment::Fragments;
+use crate::prefetch::Prefetch;
 use crate::sa::OutboundSa;
 use crate::segment::{Superpacket, checksum_fits, complete_checksum};
 use crate::tables::Adjacency;
 use crate::vector::{Encapsulation, PacketMeta};
 
-impl Encap {
+impl<P: Prefetch> Encap<P> {
     /// Send a packet or superpacket through an adjacency. `Some(segment)`: the arena is full, that segment comes next.
     #[inline]
     pub(super) fn transmit<'t>(
@@ -26,7 +27,7 @@ impl Encap {
         meta: &PacketMeta,
         segment: u32,
     ) -> Option<u32> {
-        let sa = match (&adjacency.outbound, adjacency.config.encapsulation) {
+        let sa = match (&adjacency.outbound, adjacency.encapsulation) {
             (_, Encapsulation::Gre) => None,
             (Some(sa), _) => Some(&**sa),
             (None, _) => {
@@ -52,7 +53,7 @@ impl Encap {
         meta: &PacketMeta,
     ) -> Option<u32> {
         let length = octets.len();
-        if length > adjacency.config.mtu as usize {
+        if length > adjacency.mtu() {
             return self.transmit_large(vector, adjacency, sa, octets, packet, meta);
         }
         if vector.output.room(length) == 0 {
@@ -131,7 +132,7 @@ impl Encap {
         octets: &[u8],
         packet: &IpPacket,
     ) -> Option<u32> {
-        let mtu = adjacency.config.mtu as usize;
+        let mtu = adjacency.mtu();
         let Some(fragments) = Fragments::new(octets, packet, mtu) else {
             self.tally.add(Counter::DropTooBig, 1);
             return None;
@@ -171,7 +172,7 @@ impl Encap {
             self.tally.add(Counter::DropMalformedVirtio, 1);
             return None;
         };
-        let mtu = adjacency.config.mtu as usize;
+        let mtu = adjacency.mtu();
         if superpacket.largest() > mtu {
             if packet.dont_fragment {
                 self.answer_too_big(vector, adjacency, packet, octets);
@@ -243,7 +244,7 @@ impl Encap {
         if granted < wanted {
             self.tally.add(Counter::DropSequenceExhausted, u64::from(wanted - granted));
         }
-        let tos = if adjacency.tunnel.copy_dscp { packet.tos & 0xfc } else { 0 };
+        let tos = if adjacency.copy_dscp() { packet.tos & 0xfc } else { 0 };
         let protocol = if packet.version == 4 { gre::IPV4 } else { gre::IPV6 };
         let (mut inner_octets, mut outer_octets) = (0, 0);
         for (number, index) in (indices.start..indices.start + granted).enumerate() {

@@ -27,7 +27,7 @@ const GROUP: usize = 8 * BLOCK;
 /// Octets of text in the first group, where J0 and nothing take two places.
 const HEAD: usize = 6 * BLOCK;
 /// Blocks, by their counters, that are hashed between two reductions.
-const STRETCH: usize = POWERS - 1;
+const STRETCH: usize = (POWERS - 1) / 8 * 8;
 
 /// `MASKS[16 - n..]` keeps the first n octets of a block; `MASKS[.. ]` 16 octets earlier, of a pair, those of its high lane.
 const MASKS: [u8; 64] = {

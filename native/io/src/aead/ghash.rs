@@ -56,18 +56,15 @@ pub(super) struct PowerPair {
 #[derive(Clone, Copy)]
 pub(super) struct Powers<'k, const N: usize> {
     powers: &'k [[u8; 16]; N],
-    middles: &'k [[u8; 16]; N],
 }
 
 impl<'k, const N: usize> Powers<'k, N> {
     /// H^exponent and the N - 1 next lower ones. H^0 is zero here: what is multiplied by it does not count.
     #[inline]
     pub(super) fn down_from(key: &'k GcmKey, exponent: usize) -> Self {
-        let powers = key.powers[POWERS - exponent..].first_chunk();
-        let middles = key.middles[POWERS - exponent..].first_chunk();
-        match (powers, middles) {
-            (Some(powers), Some(middles)) => Self { powers, middles },
-            _ => unreachable!("a key holds the powers from H^{POWERS} to H^0"),
+        match key.powers[POWERS - exponent..].first_chunk() {
+            Some(powers) => Self { powers },
+            None => unreachable!("a key holds the powers from H^{POWERS} to H^0"),
         }
     }
 
@@ -76,16 +73,13 @@ impl<'k, const N: usize> Powers<'k, N> {
     #[inline]
     pub(super) fn pair(&self, index: usize) -> PowerPair {
         let at = 2 * index;
-        PowerPair {
-            power: load_neighbours(&self.powers[at..at + 2]),
-            middle: load_neighbours(&self.middles[at..at + 2]),
-        }
+        PowerPair::of(load_neighbours(&self.powers[at..at + 2]))
     }
 }
 
 impl PowerPair {
-    /// With the sums computed: for a short message, two instructions cost less than the memory that the sums lie in
-    /// where keys do not stay in the caches.
+    /// With the sums computed: two instructions cost less than the memory that the sums would lie in where keys do not
+    /// stay in the caches.
     #[target_feature(enable = "avx2")]
     #[inline]
     fn of(power: __m256i) -> Self {
@@ -188,8 +182,6 @@ pub(super) fn expand(hash_key: [u8; 16], key: &mut GcmKey) {
     let mut power = first;
     for at in (0..POWERS).rev() {
         store_block(&mut key.powers[at], power);
-        let sums = _mm_xor_si128(power, _mm_shuffle_epi32::<SWAP>(power));
-        store_block(&mut key.middles[at], sums);
         power = multiply(power, first);
     }
 }
