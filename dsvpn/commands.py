@@ -87,8 +87,9 @@ class SetMulticast:
 class AddInboundSa:
     """Accept ESP with this SPI (one that the data plane allocated) from these adjacencies.
 
-    `keymat` is the cipher key followed by the salt (RFC 4106 section 8.1, RFC 7634 section 2).
-    `suite` is "aes128gcm16", "aes256gcm16" or "chacha20poly1305". `replay_window` counts packets, 0 is off.
+    `keymat` is the cipher key followed by the salt (RFC 4106 section 8.1, RFC 7634 section 2) and, unless the cipher is
+    an AEAD, by the integrity key. `suite` is "aes128gcm16", "aes256gcm16", "chacha20poly1305", or AES-CBC or AES-CTR
+    with HMAC, as "aes256-sha256" and "aes256ctr-sha256". `replay_window` counts packets, 0 is off.
     When several adjacencies (tunnels) share the SA, the GRE key tells them apart.
     """
 

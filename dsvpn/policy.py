@@ -11,7 +11,7 @@ from dsvpn.config.model import GatewayConfig, IpsecConfig, TunnelConfig
 from dsvpn.ike.half_open import HalfOpenLimits
 from dsvpn.ike.ppk import Ppk
 from dsvpn.ike.profile import IkeProfile, RetransmissionSchedule
-from dsvpn.ike.suites import parse_esp_suite, parse_ike_suite
+from dsvpn.ike.suites import EspSuite, parse_esp_suite, parse_ike_suite
 
 #: Underlay MTU that is assumed where the source interface does not tell one.
 DEFAULT_UNDERLAY_MTU = 1500
@@ -20,13 +20,11 @@ _IP_HEADER = {4: 20, 6: 40}
 _UDP_HEADER = 8
 _GRE_HEADER = 4
 _GRE_KEY = 4
-#: SPI, sequence number and the 8-octet IV of every AEAD that is offered (RFC 4106 section 3, RFC 7634 section 2).
-_ESP_HEADER = 16
-_ICV = 16
+#: SPI and sequence number.
+_ESP_HEADER = 8
 #: Pad length and next header.
 _ESP_TRAILER = 2
-_ESP_ALIGNMENT = 4
-#: AEADs work on blocks of 16 octets: a full packet whose plaintext is a multiple seals and opens fastest.
+#: Ciphers work on blocks of 16 octets: a full packet whose plaintext is a multiple seals and opens fastest.
 _CIPHER_BLOCK = 16
 
 #: Spokes that resolve each other at once would both initiate: the one with the higher protocol address waits so long.
@@ -84,29 +82,35 @@ def ike_profile(name: str, ipsec: IpsecConfig, material: Material, ppks: Sequenc
     )
 
 
-def inner_mtu(underlay_mtu: int, version: int, encapsulation: Encapsulation, key: int | None) -> int:
-    """The largest inner packet, octets, whose outer packet of IP `version` fits `underlay_mtu`."""
+def inner_mtu(
+    underlay_mtu: int, version: int, encapsulation: Encapsulation, key: int | None, transform: str = "aes128gcm16"
+) -> int:
+    """The largest inner packet, octets, whose outer packet of IP `version` fits `underlay_mtu`. `transform` is what the
+    data plane calls the ESP suite (`EspSuite.transform`); all AEADs take the same room."""
     gre = _GRE_HEADER + (0 if key is None else _GRE_KEY)
     if encapsulation == "gre":
         return underlay_mtu - _IP_HEADER[version] - gre
-    plaintext = _plaintext(underlay_mtu, version, encapsulation)
-    return plaintext - plaintext % _ESP_ALIGNMENT - _ESP_TRAILER - gre
+    suite = parse_esp_suite(transform)
+    plaintext = _plaintext(underlay_mtu, version, encapsulation, suite)
+    return plaintext - plaintext % suite.block_length - _ESP_TRAILER - gre
 
 
-def tunnel_mtu(tunnel: TunnelConfig, underlay_mtu: int, version: int = 4) -> int:
-    """The MTU of a tunnel's device: as configured, or what fits with every encapsulation the tunnel may use."""
+def tunnel_mtu(tunnel: TunnelConfig, underlay_mtu: int, version: int = 4, ipsec: IpsecConfig | None = None) -> int:
+    """The MTU of a tunnel's device: as configured, or what fits with every encapsulation and ESP suite the tunnel may
+    use. `ipsec` is its profile; without it, it is one of AEADs."""
     if tunnel.mtu is not None:
         return tunnel.mtu
     if not tunnel.protected:
         return inner_mtu(underlay_mtu, version, "gre", tunnel.key)
     gre = _GRE_HEADER + (0 if tunnel.key is None else _GRE_KEY)
-    plaintext = _plaintext(underlay_mtu, version, "udp")
+    suites = [parse_esp_suite(text) for text in (("aes128gcm16",) if ipsec is None else ipsec.esp)]
+    plaintext = min(_plaintext(underlay_mtu, version, "udp", suite) for suite in suites)
     return plaintext - plaintext % _CIPHER_BLOCK - _ESP_TRAILER - gre
 
 
-def _plaintext(underlay_mtu: int, version: int, encapsulation: Encapsulation) -> int:
+def _plaintext(underlay_mtu: int, version: int, encapsulation: Encapsulation, suite: EspSuite) -> int:
     udp = _UDP_HEADER if encapsulation == "udp" else 0
-    return underlay_mtu - _IP_HEADER[version] - udp - _ESP_HEADER - _ICV
+    return underlay_mtu - _IP_HEADER[version] - udp - _ESP_HEADER - suite.iv_length - suite.icv_length
 
 
 def call_delay(own: Address, peer: Address, local_nat: bool, peer_nat: bool) -> float:

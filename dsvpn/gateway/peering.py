@@ -526,8 +526,8 @@ class Peering:
         path = child.path
         if child.encapsulation == "esp":
             path = Path(Endpoint(path.local.address, 0), Endpoint(path.remote.address, 0))
-        if (peer.path, peer.encapsulation) != (path, child.encapsulation):
-            peer.path, peer.encapsulation = path, child.encapsulation
+        if (peer.path, peer.encapsulation, peer.transform) != (path, child.encapsulation, child.suite):
+            peer.path, peer.encapsulation, peer.transform = path, child.encapsulation, child.suite
             self._set_adjacencies(peer)
 
     def _set_adjacencies(self, peer: Peer) -> None:
@@ -537,7 +537,8 @@ class Peering:
         peer.placed = True
         for name, adjacency in peer.adjacencies.items():
             tunnel = self.tunnels[name]
-            mtu = inner_mtu(tunnel.underlay_mtu, path.remote.address.version, peer.encapsulation, tunnel.config.key)
+            version = path.remote.address.version
+            mtu = inner_mtu(tunnel.underlay_mtu, version, peer.encapsulation, tunnel.config.key, peer.transform)
             if tunnel.config.mtu is not None:
                 mtu = min(mtu, tunnel.config.mtu)
             self._emit(SetAdjacency(adjacency, name, peer.encapsulation, path, mtu))

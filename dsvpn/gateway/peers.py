@@ -46,6 +46,8 @@ class Peer:
     #: Whether the data plane has its adjacencies.
     placed: bool = False
     encapsulation: Encapsulation = "gre"
+    #: The ESP suite that packets must have room for.
+    transform: str = "aes128gcm16"
     ike_sas: list[int] = field(default_factory=list)
     attempt: int | None = None
     children: dict[int, Child] = field(default_factory=dict)

@@ -266,7 +266,7 @@ class Association:
             ChildSaEstablished(
                 self.handle,
                 profile.name,
-                suite.cipher.name,
+                suite.transform,
                 esn,
                 child.inbound_spi,
                 keymat[0],

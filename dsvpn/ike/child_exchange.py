@@ -186,7 +186,7 @@ def _keymat(
 ) -> tuple[bytes, bytes]:
     """The key material that the initiator of the exchange seals with, then the responder's."""
     assert sa.suite is not None
-    return derive_child_keymat(sa.suite.prf, sa.sk_d, suite.cipher, nonces[0], nonces[1], secret, additional)
+    return derive_child_keymat(sa.suite.prf, sa.sk_d, suite, nonces[0], nonces[1], secret, additional)
 
 
 def _claimed(proposed: Sequence[wire.Selector]) -> Address | None:

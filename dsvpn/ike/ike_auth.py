@@ -34,8 +34,8 @@ class IkeAuth(Task):
         self.profile = profile
         self.childless = childless
         # Without groups, suites that differ only in those are one.
-        by_cipher = {suite.cipher: suite for suite in reversed(profile.esp)}
-        self.suites: tuple[EspSuite, ...] = tuple(suite for suite in profile.esp if suite in by_cipher.values())
+        by_transform = {suite.transform: suite for suite in reversed(profile.esp)}
+        self.suites: tuple[EspSuite, ...] = tuple(suite for suite in profile.esp if suite in by_transform.values())
         self.inbound_spi: int | None = None
         #: The PPK that is offered, and the keys without it, for a responder that does not have it.
         self.ppk: Ppk | None = None

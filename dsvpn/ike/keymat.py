@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 from dataclasses import dataclass, field
 
-from dsvpn.ike.suites import Cipher, IkeSuite, Prf
+from dsvpn.ike.suites import Cipher, EspSuite, IkeSuite, Prf
 
 
 def prf(function: Prf, key: bytes, data: bytes) -> bytes:
@@ -88,7 +88,7 @@ def derive_rekeyed_ike_keys(
 def derive_child_keymat(
     function: Prf,
     sk_d: bytes,
-    cipher: Cipher,
+    suite: Cipher | EspSuite,
     nonce_i: bytes,
     nonce_r: bytes,
     secret: bytes = b"",
@@ -98,8 +98,9 @@ def derive_child_keymat(
 
     `secret` is g^ir of the CREATE_CHILD_SA exchange, empty without perfect forward secrecy. `additional` is the secrets
     of additional key exchanges one behind the other (RFC 9370 section 2.2.4).
+    The suite of an AEAD needs no more than its cipher.
     """
-    length = cipher.keymat_length
+    length = suite.keymat_length
     output = prf_plus(function, sk_d, secret + nonce_i + nonce_r + additional, 2 * length)
     return output[:length], output[length:]
 

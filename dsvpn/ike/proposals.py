@@ -48,7 +48,7 @@ def offer_esp(suites: Sequence[EspSuite], spi: int, with_groups: bool) -> Securi
     groups (RFC 7296 section 1.2)."""
     proposals = []
     for number, suite in enumerate(suites, 1):
-        transforms = [_encryption(suite)]
+        transforms = _protection(suite)
         if with_groups and suite.group is not None:
             transforms.append(Transform(TransformType.KE, suite.group.key_exchange_id))
             transforms += _additional_transforms(suite.additional)
@@ -78,7 +78,7 @@ def choose_esp(suites: Iterable[EspSuite], offer: SecurityAssociation, spi: int,
             # SPIs 1 to 255 are reserved, 0 is none (RFC 4303 section 2.1).
             if proposal.protocol != ProtocolId.ESP or int.from_bytes(proposal.spi, "big") < 256:
                 continue
-            wanted = [_encryption(suite)]
+            wanted = _protection(suite)
             if with_groups and suite.group is not None:
                 wanted.append(Transform(TransformType.KE, suite.group.key_exchange_id))
                 wanted += _additional_transforms(suite.additional)
@@ -123,6 +123,14 @@ def _single(answer: SecurityAssociation, offered: int) -> Proposal | None:
 def _encryption(suite: IkeSuite | EspSuite) -> Transform:
     cipher = suite.cipher
     return Transform(TransformType.ENCR, cipher.encryption_id, cipher.key_length_attribute)
+
+
+def _protection(suite: EspSuite) -> list[Transform]:
+    # RFC 7296 section 3.3: an AEAD and a cipher that needs an integrity algorithm never stand in one proposal.
+    transforms = [_encryption(suite)]
+    if suite.integrity is not None:
+        transforms.append(Transform(TransformType.INTEG, suite.integrity.integrity_id))
+    return transforms
 
 
 def _ike_transforms(suite: IkeSuite) -> list[Transform]:

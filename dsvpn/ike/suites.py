@@ -3,7 +3,8 @@
 An IKE suite is `<cipher>-<prf>-<key exchange>`, an ESP suite `<cipher>` or `<cipher>-<key exchange>` where the
 key exchange gives each rekeyed CHILD_SA perfect forward secrecy (RFC 7296 section 1.3.1). Additional key exchanges
 follow the first as `ke1_<key exchange>` to `ke7_<key exchange>` (RFC 9370). An AEAD needs no integrity algorithm
-(RFC 5282 section 8); AES-CBC, which IKE alone has, names one: `<cipher>-<integrity>-<prf>-<key exchange>`.
+(RFC 5282 section 8); AES-CBC, and AES-CTR that ESP alone has, name one behind the cipher:
+`<cipher>-<integrity>-<prf>-<key exchange>`, `<cipher>-<integrity>`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dsvpn.errors import MisuseError
 
 @dataclass(frozen=True, slots=True)
 class Cipher:
-    """A cipher: an AEAD, or AES-CBC when `aead` is False. `key_length` and `salt_length` are octets;
+    """A cipher: an AEAD, or AES-CBC or AES-CTR when `aead` is False. `key_length` and `salt_length` are octets;
     `key_length_attribute` is bits, None where the transform takes no attribute (RFC 7634 section 3). `wireshark` is its
     name in Wireshark's key table, None where that has none."""
 
@@ -32,7 +33,8 @@ class Cipher:
 
     @property
     def keymat_length(self) -> int:
-        """Octets of keying material: the key followed by the salt (RFC 4106 section 8.1, RFC 5282 section 7.1)."""
+        """Octets of keying material: the key followed by the salt (RFC 4106 section 8.1, RFC 5282 section 7.1), which
+        RFC 3686 section 5.1 calls the nonce."""
         return self.key_length + self.salt_length
 
 
@@ -85,13 +87,26 @@ CIPHERS: Final = MappingProxyType(
     }
 )
 
-#: For IKE with old peers: AES in CBC mode (RFC 3602).
+#: For old peers: AES in CBC mode (RFC 3602).
 CBC_CIPHERS: Final = MappingProxyType(
     {
         cipher.name: cipher
         for cipher in (
             Cipher("aes128", 12, 16, 128, 0, "AES-CBC-128 [RFC3602]", aead=False),
+            Cipher("aes192", 12, 24, 192, 0, "AES-CBC-192 [RFC3602]", aead=False),
             Cipher("aes256", 12, 32, 256, 0, "AES-CBC-256 [RFC3602]", aead=False),
+        )
+    }
+)
+
+#: For ESP with old peers: AES in counter mode (RFC 3686).
+CTR_CIPHERS: Final = MappingProxyType(
+    {
+        cipher.name: cipher
+        for cipher in (
+            Cipher("aes128ctr", 13, 16, 128, 4, None, aead=False),
+            Cipher("aes192ctr", 13, 24, 192, 4, None, aead=False),
+            Cipher("aes256ctr", 13, 32, 256, 4, None, aead=False),
         )
     }
 )
@@ -178,8 +193,6 @@ _REFUSED: Final = MappingProxyType(
 _ABSENT: Final = MappingProxyType(
     {
         "mlkem512": "ML-KEM-512 is not in the cryptographic library; write mlkem768",
-        "aes128ctr": "AES-CTR is not spoken here; write aes128gcm16",
-        "aes256ctr": "AES-CTR is not spoken here; write aes256gcm16",
         "camellia128": "Camellia is not spoken here; write aes128gcm16",
         "camellia256": "Camellia is not spoken here; write aes256gcm16",
     }
@@ -213,17 +226,44 @@ class IkeSuite:
 
 @dataclass(frozen=True, slots=True)
 class EspSuite:
-    """What protects a CHILD_SA. `group` gives rekeys perfect forward secrecy; None reuses the IKE SA's secret."""
+    """What protects a CHILD_SA. `group` gives rekeys perfect forward secrecy; None reuses the IKE SA's secret.
+    `integrity` is None with an AEAD."""
 
     cipher: Cipher
     group: Group | None
     additional: tuple[Additional, ...] = ()
+    integrity: Integrity | None = None
 
     @property
     def name(self) -> str:
         """As a configuration writes it."""
         group = () if self.group is None else (self.group.name,)
-        return "-".join((self.cipher.name, *group, *_names(self.additional)))
+        return "-".join((self.transform, *group, *_names(self.additional)))
+
+    @property
+    def transform(self) -> str:
+        """The part of the name that the data plane knows it by: cipher and, unless it is an AEAD, integrity."""
+        return self.cipher.name if self.integrity is None else f"{self.cipher.name}-{self.integrity.name}"
+
+    @property
+    def keymat_length(self) -> int:
+        """Octets of keying material of one direction: the cipher's, then the integrity key (RFC 7296 section 2.17)."""
+        return self.cipher.keymat_length + (0 if self.integrity is None else self.integrity.key_length)
+
+    @property
+    def iv_length(self) -> int:
+        """Octets of the explicit IV: a block in CBC mode (RFC 3602 section 3), else 8 (RFC 3686, RFC 4106)."""
+        return 16 if self.cipher.name in CBC_CIPHERS else 8
+
+    @property
+    def icv_length(self) -> int:
+        """Octets of the ICV at the end of a packet."""
+        return 16 if self.integrity is None else self.integrity.icv_length
+
+    @property
+    def block_length(self) -> int:
+        """Octets that payload, padding and trailer are a multiple of (RFC 4303 section 2.4)."""
+        return 16 if self.cipher.name in CBC_CIPHERS else 4
 
     def __str__(self) -> str:
         return self.name
@@ -245,6 +285,8 @@ def parse_ike_suite(text: str) -> IkeSuite:
         if len(parts) == 2 and parts[1] not in PRFS:
             # As strongSwan reads it: the PRF of the same hash.
             parts.insert(1, f"prf{integrity.name}")
+    if parts[0] in CTR_CIPHERS:
+        raise MisuseError(f"IKE suite {text!r}: AES-CTR is for ESP alone; write aes128gcm16-prfsha256-x25519")
     if len(parts) != 3:
         raise MisuseError(
             f"IKE suite {text!r} has {len(parts)} part{'s' if len(parts) != 1 else ''}; "
@@ -260,19 +302,27 @@ def parse_ike_suite(text: str) -> IkeSuite:
 
 
 def parse_esp_suite(text: str) -> EspSuite:
-    """The ESP suite called `text`, such as "aes256gcm16", "aes256gcm16-x25519" or
-    "aes256gcm16-x25519-ke1_mlkem768". Raises MisuseError."""
+    """The ESP suite called `text`, such as "aes256gcm16", "aes256gcm16-x25519", "aes256gcm16-x25519-ke1_mlkem768" or,
+    for old peers, "aes256-sha256" (CBC) and "aes256ctr-sha256-modp2048". Raises MisuseError."""
     parts, additional = _split(text, "ESP")
-    if parts and parts[0] in CBC_CIPHERS:
-        raise MisuseError(
-            f"ESP suite {text!r}: AES-CBC is for IKE alone, the data plane has AEADs; write {parts[0]}gcm16"
-        )
+    integrity: Integrity | None = None
+    ciphers = CIPHERS
+    if parts[0] in CBC_CIPHERS or parts[0] in CTR_CIPHERS:
+        if len(parts) < 2 or parts[1] not in INTEGRITIES:
+            mode = "AES-CTR" if parts[0] in CTR_CIPHERS else "AES-CBC"
+            raise MisuseError(
+                f"ESP suite {text!r}: {parts[0]} is {mode}, which needs an integrity algorithm; "
+                f"write {parts[0]}-sha256 or, better, {parts[0].removesuffix('ctr').replace('192', '256')}gcm16"
+            )
+        integrity = INTEGRITIES[parts[1]]
+        parts = [parts[0], *parts[2:]]
+        ciphers = MappingProxyType({**CBC_CIPHERS, **CTR_CIPHERS})
     if len(parts) > 2:
         raise MisuseError(
             f"ESP suite {text!r} has {len(parts)} parts; write cipher or cipher-keyexchange, such as aes128gcm16-x25519"
         )
-    if parts[0] not in CIPHERS:
-        raise _unknown("ESP", text, parts[0], "cipher", tuple(CIPHERS))
+    if parts[0] not in ciphers:
+        raise _unknown("ESP", text, parts[0], "cipher", tuple(ciphers))
     if len(parts) == 2 and parts[1] not in GROUPS:
         raise _unknown("ESP", text, parts[1], "key exchange", tuple(GROUPS))
     group = GROUPS[parts[1]] if len(parts) == 2 else None
@@ -283,7 +333,7 @@ def parse_esp_suite(text: str) -> EspSuite:
             f"write {parts[0]}-x25519-{'-'.join(_names(additional))}"
         )
     _check_additional("ESP", text, group, additional)
-    return EspSuite(CIPHERS[parts[0]], group, additional)
+    return EspSuite(ciphers[parts[0]], group, additional, integrity)
 
 
 def _names(additional: tuple[Additional, ...]) -> tuple[str, ...]:

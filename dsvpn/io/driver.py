@@ -156,7 +156,7 @@ class Driver:
         self._commander.add_tunnel(name, identifier)
         source = self._find_source(tunnel)
         routes = [(route.prefix, route.via) for route in tunnel.routes]
-        self._netlink.add_tunnel(name, tunnel.addresses, _device_mtu(tunnel, source), routes)
+        self._netlink.add_tunnel(name, tunnel.addresses, self._device_mtu(tunnel, source), routes)
         for version in sorted({interface.version for interface in tunnel.addresses}):
             if not forwards(version):
                 setting = "net.ipv4.ip_forward" if version == 4 else "net.ipv6.conf.all.forwarding"
@@ -342,8 +342,13 @@ class Driver:
                     f"{name}: {tunnel.source} has no usable address at the moment; waiting for one", name="no_source"
                 )
             self._gateway.source_changed(name, source.address, source.mtu, now)
-            if before is not None and _device_mtu(tunnel, source) != _device_mtu(tunnel, before):
-                self._guarded(partial(self._netlink.set_mtu, name, _device_mtu(tunnel, source)))()
+            mtu = self._device_mtu(tunnel, source)
+            if before is not None and mtu != self._device_mtu(tunnel, before):
+                self._guarded(partial(self._netlink.set_mtu, name, mtu))()
+
+    def _device_mtu(self, tunnel: TunnelConfig, source: Source) -> int:
+        version = 4 if source.address is None else source.address.version
+        return tunnel_mtu(tunnel, source.mtu, version, self._config.ipsec.get(tunnel.ipsec))
 
     def _find_source(self, tunnel: TunnelConfig) -> Source:
         wanted: str | Address = tunnel.source_address or tunnel.source
@@ -439,11 +444,6 @@ class Driver:
         if section == "certificates":
             return certificates(self._gateway.config.materials, time.time())
         return status[section]
-
-
-def _device_mtu(tunnel: TunnelConfig, source: Source) -> int:
-    version = 4 if source.address is None else source.address.version
-    return tunnel_mtu(tunnel, source.mtu, version)
 
 
 def _reason(error: OSError) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from dsvpn.errors import HostError
+from dsvpn.ike.suites import parse_esp_suite
 
 _IKE_TABLE = "ikev2_decryption_table"
 _ESP_TABLE = "esp_sa"
@@ -26,6 +27,26 @@ _CIPHERS = {
     "aes256gcm16": (_ESP_TABLE, "AES-GCM with 16 octet ICV [RFC4106]"),
     "chacha20poly1305": (_ESP_CHACHA_TABLE, "ChaCha20 with Poly1305 [RFC7634]"),
 }
+
+
+#: The same of what is no AEAD, by mode and by HMAC. It takes AES-CTR's salt at the end of the key too.
+_MODES = {False: "AES-CBC [RFC3602]", True: "AES-CTR [RFC3686]"}
+_HMACS = {
+    "sha256": "HMAC-SHA-256-128 [RFC4868]",
+    "sha384": "HMAC-SHA-384-192 [RFC4868]",
+    "sha512": "HMAC-SHA-512-256 [RFC4868]",
+}
+
+
+def _row(suite: str, keymat: bytes) -> tuple[str, str, str, str, str]:
+    """Table, cipher, its key, integrity and its key."""
+    if suite in _CIPHERS:
+        return (*_CIPHERS[suite], f"0x{keymat.hex()}", "NULL", "")
+    esp = parse_esp_suite(suite)
+    assert esp.integrity is not None
+    key, integrity_key = keymat[: esp.cipher.keymat_length], keymat[esp.cipher.keymat_length :]
+    cipher = _MODES[esp.cipher.salt_length > 0]
+    return _ESP_TABLE, cipher, f"0x{key.hex()}", _HMACS[esp.integrity.name], f"0x{integrity_key.hex()}"
 
 
 class KeyLog:
@@ -55,18 +76,18 @@ class KeyLog:
     def esp_sa(
         self, remote: str | None, direction: Literal["inbound", "outbound"], spi: int, suite: str, keymat: bytes
     ) -> None:
-        """Add a CHILD_SA with one peer. `keymat` is the key followed by the salt.
+        """Add a CHILD_SA with one peer. `keymat` is the key followed by the salt and an HMAC's key.
 
         The own address is left open: a capture behind this end's NAT shows another one than a capture before it.
         """
         if (remote, direction, spi) in self._seen:
             return
         self._seen.add((remote, direction, spi))
-        table, cipher = _CIPHERS[suite]
+        table, cipher, key, integrity, integrity_key = _row(suite, keymat)
         family = "IPv6" if remote is not None and ip_address(remote).version == 6 else "IPv4"
         peer = remote or "*"
         source, destination = (peer, "*") if direction == "inbound" else ("*", peer)
-        fields = (family, source, destination, f"0x{spi:08x}", cipher, f"0x{keymat.hex()}", "NULL", "")
+        fields = (family, source, destination, f"0x{spi:08x}", cipher, key, integrity, integrity_key)
         line = ",".join(f'"{field}"' for field in fields)
         os.write(self._tables[table], f"{line}\n".encode())
 

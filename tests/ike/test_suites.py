@@ -9,6 +9,7 @@ from dsvpn.ike.identity import Identity, IdentityType
 from dsvpn.ike.suites import (
     CBC_CIPHERS,
     CIPHERS,
+    CTR_CIPHERS,
     GROUPS,
     INTEGRITIES,
     KEMS,
@@ -38,6 +39,20 @@ def test_every_esp_suite_has_a_name_that_parses() -> None:
                 suite = parse_esp_suite(f"{cipher}-{group}-ke1_{kem}")
                 assert suite.additional == ((1, KEMS[kem]),)
                 assert parse_esp_suite(suite.name) == suite
+
+
+def test_esp_with_old_peers_names_its_integrity() -> None:
+    for cipher in [*CBC_CIPHERS, *CTR_CIPHERS]:
+        for integrity in INTEGRITIES:
+            suite = parse_esp_suite(f"{cipher}-{integrity}")
+            assert suite.transform == suite.name == f"{cipher}-{integrity}"
+            suite = parse_esp_suite(f"{cipher}-{integrity}-modp2048")
+            assert suite.transform == f"{cipher}-{integrity}"
+            assert parse_esp_suite(suite.name) == suite
+            assert suite.integrity is INTEGRITIES[integrity]
+            # Cipher key, salt of AES-CTR, and an HMAC key as long as the hash.
+            expected = int(cipher[3:6]) // 8 + (4 if "ctr" in cipher else 0) + int(integrity[3:]) // 8
+            assert suite.keymat_length == expected
 
 
 def test_additional_key_exchanges_have_names() -> None:
@@ -82,7 +97,7 @@ def test_cbc_suites_name_their_integrity_and_may_leave_out_the_prf() -> None:
         ("aes128", "needs an integrity algorithm; write"),
         ("aes128-sha1-modp2048", "SHA-1 is broken and refused"),
         ("aes256-md5-modp2048", "MD5 is broken and refused"),
-        ("aes128ctr-sha256-modp2048", "AES-CTR is not spoken here; write aes128gcm16"),
+        ("aes128ctr-sha256-modp2048", "AES-CTR is for ESP alone; write aes128gcm16"),
         ("aes128gcm16-prfsha256-modp1536", "MODP-1536 is broken and refused"),
         ("3des-prfsha256-x25519", "3DES is broken and refused"),
         ("des-md5-modp1024", "DES is broken and refused"),
@@ -106,9 +121,16 @@ def test_ike_suites_that_are_refused(text: str, says: str) -> None:
         ("null", "NULL encryption is broken"),
         ("aes128gcm16-modp1536", "MODP-1536 is broken"),
         ("aes128gcm", "known are"),
-        ("aes128", "AES-CBC is for IKE alone, the data plane has AEADs; write aes128gcm16"),
-        ("aes256-sha256-modp2048", "write aes256gcm16"),
-        ("aes128ctr", "write aes128gcm16"),
+        (
+            "aes128",
+            "is AES-CBC, which needs an integrity algorithm; write aes128-sha256 or, better, aes128gcm16",
+        ),
+        ("aes192-modp2048", "write aes192-sha256 or, better, aes256gcm16"),
+        ("aes256ctr", "is AES-CTR, which needs an integrity algorithm; write aes256ctr-sha256 or, better, aes256gcm16"),
+        ("aes128-sha1", "SHA-1 is broken and refused"),
+        ("aes128-sha1_160", "needs an integrity algorithm"),
+        ("aes256-sha256-modp2048-more", "3 parts"),
+        ("aes128gcm16-sha256", "no known key exchange"),
         ("aes128gcm16-ke1_mlkem768", "without a first; write aes128gcm16-x25519-ke1_mlkem768"),
         ("aes128gcm16-x25519-ke1_mlkem768-ke1_ecp256", "out of order"),
         ("aes128gcm16-prfsha256", "no known key exchange"),

@@ -1,4 +1,5 @@
-//! The AEADs of ESP: AES-GCM with a 16-octet ICV (RFC 4106) and ChaCha20-Poly1305 (RFC 7634).
+//! The AEADs of ESP: AES-GCM with a 16-octet ICV (RFC 4106) and ChaCha20-Poly1305 (RFC 7634). What is no AEAD lies in
+//! [`crate::esp`].
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,13 +7,14 @@ use std::str::FromStr;
 use ring::aead::{AES_128_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 
 use crate::error::TablesError;
+use crate::esp::{HmacCipher, HmacSuite, Shape};
 use crate::kernel::{self, GcmKey, Kernel, Salt};
 
-/// Octets of the ICV of every suite.
+/// Octets of the ICV of every AEAD.
 pub const ICV_LENGTH: usize = 16;
-/// Octets of the explicit IV of every suite.
+/// Octets of the explicit IV of every AEAD.
 pub const IV_LENGTH: usize = 8;
-/// Octets of the salt at the end of the key material.
+/// Octets of the salt, at the end of an AEAD's key material.
 pub const SALT_LENGTH: usize = 4;
 
 /// An ESP suite, by the names of the configuration.
@@ -24,21 +26,23 @@ pub enum Suite {
     Aes256Gcm16,
     /// `chacha20poly1305`
     ChaCha20Poly1305,
+    /// For old peers, such as `aes256-sha256` (CBC) and `aes256ctr-sha256`.
+    Hmac(HmacSuite),
     /// Neither secrecy nor authenticity: shows what everything but cryptography costs. No name parses to it.
     #[cfg(feature = "bench")]
     NullForBenchmarks,
 }
 
 impl Suite {
-    /// Octets of key material: the cipher key and the salt.
+    /// Octets of key material: the cipher key and the salt; then the HMAC's key, where there is one.
     pub const fn keymat_length(self) -> usize {
-        SALT_LENGTH
-            + match self {
-                Suite::Aes128Gcm16 => 16,
-                Suite::Aes256Gcm16 | Suite::ChaCha20Poly1305 => 32,
-                #[cfg(feature = "bench")]
-                Suite::NullForBenchmarks => 0,
-            }
+        match self {
+            Suite::Aes128Gcm16 => 16 + SALT_LENGTH,
+            Suite::Aes256Gcm16 | Suite::ChaCha20Poly1305 => 32 + SALT_LENGTH,
+            Suite::Hmac(suite) => suite.keymat_length(),
+            #[cfg(feature = "bench")]
+            Suite::NullForBenchmarks => SALT_LENGTH,
+        }
     }
 
     /// Its name.
@@ -47,6 +51,7 @@ impl Suite {
             Suite::Aes128Gcm16 => "aes128gcm16",
             Suite::Aes256Gcm16 => "aes256gcm16",
             Suite::ChaCha20Poly1305 => "chacha20poly1305",
+            Suite::Hmac(suite) => suite.name(),
             #[cfg(feature = "bench")]
             Suite::NullForBenchmarks => "null (benchmarks only)",
         }
@@ -61,7 +66,10 @@ impl FromStr for Suite {
             "aes128gcm16" => Ok(Suite::Aes128Gcm16),
             "aes256gcm16" => Ok(Suite::Aes256Gcm16),
             "chacha20poly1305" => Ok(Suite::ChaCha20Poly1305),
-            _ => Err(TablesError::UnknownSuite(name.chars().take(64).collect())),
+            _ => match HmacSuite::named(name) {
+                Some(suite) => Ok(Suite::Hmac(suite)),
+                None => Err(TablesError::UnknownSuite(name.chars().take(64).collect())),
+            },
         }
     }
 }
@@ -82,6 +90,8 @@ enum Kind {
     // ring dispatches on the algorithm inside.
     Ring(Salt, LessSafeKey),
     Kernel(Salt, &'static Kernel, GcmKey),
+    // Apart, so that the AEADs' keys lie as they would without it.
+    Hmac(Box<HmacCipher>),
     #[cfg(feature = "bench")]
     Null,
 }
@@ -114,6 +124,10 @@ impl Cipher {
         if keymat.len() != suite.keymat_length() {
             return Err(wrong());
         }
+        if let Suite::Hmac(suite) = suite {
+            let cipher = HmacCipher::new(suite, keymat).ok_or_else(wrong)?;
+            return Ok(Self { kind: Kind::Hmac(Box::new(cipher)) });
+        }
         let (key, salt) = keymat.split_at(keymat.len() - SALT_LENGTH);
         let salt = Salt::try_from(salt).map_err(|_| wrong())?;
         let ring = |algorithm: &'static Algorithm| {
@@ -126,16 +140,26 @@ impl Cipher {
         let kind = match suite {
             Suite::Aes128Gcm16 => aes(&AES_128_GCM)?,
             Suite::Aes256Gcm16 => aes(&AES_256_GCM)?,
-            Suite::ChaCha20Poly1305 => ring(&CHACHA20_POLY1305)?,
+            Suite::ChaCha20Poly1305 | Suite::Hmac(_) => ring(&CHACHA20_POLY1305)?,
             #[cfg(feature = "bench")]
             Suite::NullForBenchmarks => Kind::Null,
         };
         Ok(Self { kind })
     }
 
-    /// Encrypt in place: `octets` are the plaintext and room for the ICV, which is written there.
+    /// What packets under this key look like.
+    pub(crate) fn shape(&self) -> Shape {
+        self.hmac().map_or(Shape::AEAD, |cipher| cipher.suite().shape())
+    }
+
+    /// The cipher with HMAC, unless it is an AEAD.
+    pub(crate) fn hmac(&self) -> Option<&HmacCipher> {
+        if let Kind::Hmac(cipher) = &self.kind { Some(cipher) } else { None }
+    }
+
+    /// Encrypt in place by an AEAD: `octets` are the plaintext and room for the ICV, which is written there.
     ///
-    /// The caller never uses an IV twice.
+    /// The caller never uses an IV twice. A suite with HMAC has no AEAD: there is nothing but zeros then.
     #[inline]
     pub fn seal(&self, iv: [u8; IV_LENGTH], aad: &[u8], octets: &mut [u8]) {
         let sealed = match &self.kind {
@@ -145,12 +169,13 @@ impl Cipher {
                     .map(|tag| icv.copy_from_slice(tag.as_ref()))
                     .is_ok()
             }),
+            Kind::Hmac(_) => false,
             #[cfg(feature = "bench")]
             Kind::Null => octets.last_chunk_mut::<ICV_LENGTH>().map(|icv| icv.fill(0)).is_some(),
         };
         if !sealed {
-            // No room, or tens of gigabytes of text: neither comes from here, and no plaintext may leave.
-            debug_assert!(false, "there is room for the ICV");
+            // No AEAD, no room, or tens of gigabytes of text: none comes from here, and no plaintext may leave.
+            debug_assert!(false, "an AEAD, and room for the ICV");
             octets.fill(0);
         }
     }
@@ -164,7 +189,7 @@ impl Cipher {
         }
     }
 
-    /// Authenticate and decrypt in place: `sealed` is ciphertext and ICV, the plaintext is what it begins with.
+    /// Authenticate and decrypt in place by an AEAD: `sealed` is ciphertext and ICV, the plaintext is what it begins with.
     ///
     /// Gives the plaintext's length. What follows it is undefined afterwards.
     #[inline]
@@ -181,6 +206,7 @@ impl Cipher {
                 .open_in_place(nonce(*salt, iv), Aad::from(aad), sealed)
                 .map(|plaintext| plaintext.len())
                 .map_err(|_| Unauthentic),
+            Kind::Hmac(_) => Err(Unauthentic),
             #[cfg(feature = "bench")]
             Kind::Null => sealed.len().checked_sub(ICV_LENGTH).ok_or(Unauthentic),
         }

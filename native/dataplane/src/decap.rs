@@ -17,6 +17,7 @@ use crate::aead::ICV_LENGTH;
 use crate::coalesce::{Coalescer, Incoming};
 use crate::counters::{Counter, Tally};
 use crate::encap::{is_syn, max_segment};
+use crate::esp as special;
 use crate::limiter::{RateLimiter, WordHasher};
 use crate::output::esn_aad;
 use crate::prefetch::{NoPrefetch, Prefetch};
@@ -255,21 +256,27 @@ impl<P: Prefetch> Decap<P> {
             run.counts.opened.replayed += 1;
             return Err(Counter::DropReplayed);
         }
-        let (header, sealed) = octets.split_at_mut(esp::HEADER_AND_IV);
-        let mut iv = [0; 8];
-        iv.copy_from_slice(&header[8..16]);
-        let opened = if sa.esn {
-            let (aad, aad_length) = esn_aad(spi.to_be_bytes(), sequence.to_be_bytes());
-            sa.cipher.open(iv, &aad[..aad_length], sealed)
+        let (opened, start) = if sa.shape.is_aead() {
+            let (header, sealed) = octets.split_at_mut(esp::HEADER_AND_IV);
+            let mut iv = [0; 8];
+            iv.copy_from_slice(&header[8..16]);
+            let opened = if sa.esn {
+                let (aad, aad_length) = esn_aad(spi.to_be_bytes(), sequence.to_be_bytes());
+                sa.cipher.open(iv, &aad[..aad_length], sealed)
+            } else {
+                sa.cipher.open(iv, &header[..8], sealed)
+            };
+            (opened, esp::HEADER_AND_IV)
         } else {
-            sa.cipher.open(iv, &header[..8], sealed)
+            (special::open(sa, sequence, octets), sa.shape.header())
         };
         let Ok(plaintext) = opened else {
             run.counts.opened.unauthentic += 1;
             return Err(Counter::DropUnauthentic);
         };
         run.replay.update(sequence);
-        let (payload, next_header) = esp::read_trailer(&sealed[..plaintext]).ok_or(Counter::DropMalformedEsp)?;
+        let plaintext = &octets[start..start + plaintext];
+        let (payload, next_header) = esp::read_trailer(plaintext).ok_or(Counter::DropMalformedEsp)?;
         run.counts.opened.packets += 1;
         run.counts.opened.octets += payload as u64;
         match next_header {
@@ -277,7 +284,7 @@ impl<P: Prefetch> Decap<P> {
             protocol::NONE => return Err(Counter::DummiesReceived),
             _ => return Err(Counter::DropWrongNextHeader),
         }
-        let gre = GreHeader::parse(&sealed[..payload]).ok_or(Counter::DropMalformedGre)?;
+        let gre = GreHeader::parse(&plaintext[..payload]).ok_or(Counter::DropMalformedGre)?;
         let adjacency = match run.adjacency {
             Some((key, adjacency)) if key == gre.key => adjacency,
             _ => {
@@ -289,8 +296,7 @@ impl<P: Prefetch> Decap<P> {
         if !adjacency.is_at(datagram.remote) || has_moved_port(adjacency, datagram) {
             self.report_moved(vector.run.now_ns, adjacency, datagram);
         }
-        let start = offset + esp::HEADER_AND_IV;
-        self.payload(vector, datagram, adjacency, &gre, start, payload)
+        self.payload(vector, datagram, adjacency, &gre, offset + start, payload)
     }
 
     /// An authenticated packet came from another address than its adjacency has.

@@ -144,10 +144,16 @@ impl fmt::Display for TablesError {
             Self::RemotePort { port, .. } => write!(formatter, "remote_port: esp and gre have no port; 0, not {port}"),
             Self::Mtu(mtu) => write!(formatter, "mtu: {mtu} is not between 68 and 65535"),
             Self::UnknownSuite(name) => {
-                write!(formatter, "suite: {name:?} is none of aes128gcm16, aes256gcm16, chacha20poly1305")
+                write!(
+                    formatter,
+                    "suite: {name:?} is none of aes128gcm16, aes256gcm16, chacha20poly1305, aes256-sha256 and its like, \
+                     aes256ctr-sha256 and its like"
+                )
             }
             Self::KeymatLength { suite, expected, given } => {
-                write!(formatter, "keymat: {} takes {expected} octets (key and salt), not {given}", suite.name())
+                let parts =
+                    if let Suite::Hmac(_) = suite { "cipher key, salt of AES-CTR, HMAC key" } else { "key and salt" };
+                write!(formatter, "keymat: {} takes {expected} octets ({parts}), not {given}", suite.name())
             }
             Self::SpiNotAllocated(spi) => {
                 write!(formatter, "spi: 0x{spi:08x} was not allocated by this data plane; call allocate_spi")

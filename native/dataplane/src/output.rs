@@ -5,6 +5,7 @@ use dsvpn_wire::gre::{self, GreHeader};
 
 use crate::aead::ICV_LENGTH;
 use crate::counters::Counter;
+use crate::esp::{self as special, Shape};
 use crate::sa::OutboundSa;
 use crate::tables::{Adjacency, Tables};
 use crate::vector::{Encapsulation, GsoLimits, SendBatch, SendMessage};
@@ -17,6 +18,8 @@ const ALIGNMENT: usize = 16;
 
 /// Octets that a datagram has beyond its inner packet, at most.
 const MAX_OVERHEAD: usize = esp::HEADER_AND_IV + gre::MAX_HEADER + 3 + esp::TRAILER + ICV_LENGTH;
+/// The same under transforms that are no AEADs.
+const MAX_SPECIAL_OVERHEAD: usize = gre::MAX_HEADER + Shape::MAX_OVERHEAD;
 
 /// TOS of NHRP: class selector 6, network control (RFC 4594 section 3.2).
 const CONTROL_TOS: u8 = 0xc0;
@@ -28,6 +31,9 @@ fn datagram_length(adjacency: &Adjacency, inner: usize) -> usize {
     match adjacency.encapsulation {
         Encapsulation::Gre => payload,
         Encapsulation::Udp | Encapsulation::Esp => {
+            if let Some(sa) = adjacency.outbound.as_ref().filter(|sa| !sa.shape.is_aead()) {
+                return sa.shape.packet(payload);
+            }
             esp::HEADER_AND_IV + payload + esp::padding(payload) + esp::TRAILER + ICV_LENGTH
         }
     }
@@ -50,8 +56,10 @@ impl<'a> Output<'a> {
 
     /// How many datagrams with inner packets of at most this length fit for certain.
     #[inline]
-    pub(crate) fn room(&self, inner: usize) -> usize {
-        self.arena.len().saturating_sub(self.batch.used) / (inner + MAX_OVERHEAD + ALIGNMENT)
+    pub(crate) fn room(&self, adjacency: &Adjacency, inner: usize) -> usize {
+        let is_aead = adjacency.outbound.as_ref().is_none_or(|sa| sa.shape.is_aead());
+        let overhead = if is_aead { MAX_OVERHEAD } else { MAX_SPECIAL_OVERHEAD };
+        self.arena.len().saturating_sub(self.batch.used) / (inner + overhead + ALIGNMENT)
     }
 
     /// Whether nothing lies in the arena.
@@ -148,6 +156,14 @@ fn write_datagram(
         fill(body);
         return;
     };
+    if !sa.shape.is_aead() {
+        special::write(datagram, sa, sequence, gre_length + inner, |place| {
+            let (header, body) = place.split_at_mut(gre_length);
+            header.copy_from_slice(&gre[..gre_length]);
+            fill(body);
+        });
+        return;
+    }
     let iv = sequence.to_be_bytes();
     let (header, rest) = datagram.split_at_mut(esp::HEADER_AND_IV);
     // In one piece: the cipher reads it at once as AAD, and the processor forwards a store only to loads within it.

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::aead::Cipher;
+use crate::esp::Shape;
 use crate::kernel::GcmKey;
 use crate::prefetch::{Prefetch, ask, ask_lines};
 use crate::replay::ReplayWindow;
@@ -32,6 +33,8 @@ pub struct OutboundSa {
     is_counted: bool,
     /// Its adjacency counts nothing itself.
     counts_alone: bool,
+    /// Its cipher's.
+    pub(crate) shape: Shape,
     /// Key and salt.
     pub cipher: Cipher,
     control_packets: AtomicU64,
@@ -58,6 +61,7 @@ impl OutboundSa {
             esn,
             is_counted: false,
             counts_alone: false,
+            shape: cipher.shape(),
             cipher,
             control_packets: zero(),
             control_octets: zero(),
@@ -200,6 +204,8 @@ pub struct InboundSa {
     pub esn: bool,
     /// Its adjacency counts nothing itself.
     pub(crate) counts_alone: bool,
+    /// Its cipher's.
+    pub(crate) shape: Shape,
     // Where the window's words lie, to be asked for without the lock, and how many there are.
     word_count: u16,
     words: usize,
@@ -239,6 +245,7 @@ impl InboundSa {
             first_adjacency: adjacencies.first().copied().unwrap_or(u32::MAX),
             esn,
             counts_alone: counters.is_some(),
+            shape: cipher.shape(),
             word_count: word_count as u16,
             words: words.addr(),
             packets: zero(),

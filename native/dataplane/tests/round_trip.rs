@@ -7,11 +7,15 @@ use dsvpn_dataplane::*;
 use dsvpn_wire::virtio;
 use proptest::prelude::*;
 
-const SUITES: [Suite; 3] = [Suite::Aes128Gcm16, Suite::Aes256Gcm16, Suite::ChaCha20Poly1305];
+fn suites() -> Vec<Suite> {
+    let aeads = [Suite::Aes128Gcm16, Suite::Aes256Gcm16, Suite::ChaCha20Poly1305];
+    aeads.into_iter().chain(HmacSuite::ALL.iter().copied().map(Suite::Hmac)).collect()
+}
 
 #[test]
 fn every_suite_encapsulation_and_key() {
-    for suite in SUITES {
+    for suite in suites() {
+        assert_eq!(suite.name().parse(), Ok(suite));
         for encapsulation in [Encapsulation::Udp, Encapsulation::Esp] {
             for esn in [false, true] {
                 for key in [None, Some(42)] {
@@ -103,7 +107,8 @@ fn udp_gro_runs_are_cut_by_their_stride() {
 
 #[test]
 fn tampering_is_seen() {
-    for setup in [Setup::default(), Setup { esn: true, ..Setup::default() }] {
+    for (suite, esn) in suites().into_iter().flat_map(|suite| [(suite, false), (suite, true)]) {
+        let setup = Setup { suite: Some(suite), esn, ..Setup::default() };
         let mut dataplane = Loop::new(setup);
         let (datagrams, _) = dataplane.encap(&[single(Flow::default().packet(&payload(64)))]);
         for at in 0..datagrams[0].len() {

@@ -77,7 +77,10 @@ fn errors_name_what_and_what_instead() {
             text(writer.set_outbound_sa(256, suite, &key[..16], &[1], false)),
             "keymat: aes128gcm16 takes 20 octets (key and salt), not 16",
         ),
-        (text("null".parse::<Suite>()), "suite: \"null\" is none of aes128gcm16, aes256gcm16, chacha20poly1305"),
+        (
+            text("null".parse::<Suite>()),
+            "suite: \"null\" is none of aes128gcm16, aes256gcm16, chacha20poly1305, aes256-sha256 and its like, aes256ctr-sha256 and its like",
+        ),
         (text(writer.remove_inbound_sa(256)), "spi: there is no inbound SA 0x00000100"),
         (text(writer.outbound_sa_counters(4)), "adjacency: there is no adjacency 4; set it first"),
     ];

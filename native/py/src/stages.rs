@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use dsvpn_dataplane::{ICV_LENGTH, MAX_REPLAY_WINDOW, PacketMeta, TablesError, TunBatch, stages};
+use dsvpn_dataplane::{ICV_LENGTH, MAX_REPLAY_WINDOW, PacketMeta, Suite, TablesError, TunBatch, stages};
 use dsvpn_wire::checksum as internet;
 use dsvpn_wire::gre::{self, GreHeader};
 use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray1};
@@ -54,7 +54,11 @@ impl Cipher {
 impl Cipher {
     #[new]
     fn new(suite: &str, keymat: &[u8]) -> PyResult<Self> {
-        dsvpn_dataplane::Cipher::new(convert::suite(suite)?, keymat).map(Self).map_err(misuse)
+        let suite = convert::suite(suite)?;
+        if let Suite::Hmac(_) = suite {
+            return Err(PyValueError::new_err(format!("suite: {:?} is no AEAD", suite.name())));
+        }
+        dsvpn_dataplane::Cipher::new(suite, keymat).map(Self).map_err(misuse)
     }
 
     /// Encrypt every record in place and write its ICV behind it.

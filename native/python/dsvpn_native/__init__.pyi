@@ -314,7 +314,7 @@ class DecapResult:
 
 @final
 class Cipher:
-    """The AEAD of a suite with one key. `keymat` is the key followed by the salt."""
+    """The AEAD of a suite with one key. `keymat` is the key followed by the salt. ValueError for a suite that is none."""
 
     def __new__(cls, suite: str, keymat: bytes) -> Cipher: ...
     def seal(

@@ -56,7 +56,7 @@ impl<P: Prefetch> Encap<P> {
         if length > adjacency.mtu() {
             return self.transmit_large(vector, adjacency, sa, octets, packet, meta);
         }
-        if vector.output.room(length) == 0 {
+        if vector.output.room(adjacency, length) == 0 {
             return Some(0);
         }
         let needs_checksum = meta.virtio.flags & virtio::NEEDS_CSUM != 0;
@@ -138,7 +138,7 @@ impl<P: Prefetch> Encap<P> {
             return None;
         };
         // All or none: the fragments of one packet are not sent apart.
-        if vector.output.room(mtu) < fragments.count() as usize {
+        if vector.output.room(adjacency, mtu) < fragments.count() as usize {
             return Some(0);
         }
         self.tally.add(Counter::Fragmented, 1);
@@ -187,7 +187,7 @@ impl<P: Prefetch> Encap<P> {
             };
             superpacket.shrink(size);
         }
-        let fit = vector.output.room(superpacket.largest()).min(u32::MAX as usize) as u32;
+        let fit = vector.output.room(adjacency, superpacket.largest()).min(u32::MAX as usize) as u32;
         let end = superpacket.count().min(segment.saturating_add(fit));
         if segment < end {
             let length = |index| superpacket.length(index);

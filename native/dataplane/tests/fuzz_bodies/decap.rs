@@ -9,7 +9,7 @@ use super::config;
 use crate::common::{Setup, THEIRS};
 use crate::model::hostile::{self, Octets};
 use crate::model::trial::{Outer, Trial};
-use crate::model::tunnel::{GRE, protocol_of, trailer, write_gre};
+use crate::model::tunnel::{GRE, protocol_of, write_gre};
 
 const KINDS: [DatagramKind; 4] = [DatagramKind::UdpIke, DatagramKind::UdpNat, DatagramKind::Esp, DatagramKind::Gre];
 const STRANGER: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 9));
@@ -78,7 +78,7 @@ fn wrap(octets: &mut Octets, trial: &mut Trial, setup: &Setup, inner: &[u8], ear
                     end.extend([padding.wrapping_add(u8::from(octets.flag())), GRE]);
                     end
                 }
-                _ => trailer(gre.len(), next_header),
+                _ => sa.trailer(gre.len(), next_header),
             });
             let sequence = sa.next;
             sa.next = sa.next.wrapping_add(1);

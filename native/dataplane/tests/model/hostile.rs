@@ -2,7 +2,7 @@
 //!
 //! Most of it is sound up to one lie, so that the lie is reached. When the octets are used up, zeros follow.
 
-use dsvpn_dataplane::{Encapsulation, Suite};
+use dsvpn_dataplane::{Encapsulation, HmacSuite, Suite};
 use dsvpn_wire::virtio::{self, VirtioNetHeader};
 
 use super::packet::{put, two, write_checksums};
@@ -70,6 +70,7 @@ pub fn setup(octets: &mut Octets) -> Setup {
     let encapsulation = octets.pick(&[Encapsulation::Udp, Encapsulation::Esp, Encapsulation::Gre]);
     let suite = octets.pick(&[Suite::Aes128Gcm16, Suite::Aes256Gcm16, Suite::ChaCha20Poly1305]);
     let bits = octets.one();
+    let suite = if bits & 64 == 0 { suite } else { Suite::Hmac(octets.pick(HmacSuite::ALL)) };
     Setup {
         suite: (encapsulation != Encapsulation::Gre).then_some(suite),
         encapsulation,

@@ -9,7 +9,7 @@ use dsvpn_wire::virtio::VirtioNetHeader;
 use super::forward::{Path, forward, is_answer};
 use super::packet::{Ip, TCP, UDP, checksum_at, normalise, pseudo_header, read_ip, sum, two};
 use super::segments::Superpacket;
-use super::tunnel::{Arrival, GRE, Receiver, Sa, protocol_of, read_gre, read_trailer, trailer};
+use super::tunnel::{Arrival, GRE, Receiver, Sa, protocol_of, read_gre, read_trailer};
 use crate::common::{Loop, OURS, SECOND, Setup};
 
 /// Counters that the model leaves to other tests: how packets are joined and told of, not which there are.
@@ -143,7 +143,7 @@ impl Trial {
                 assert_eq!(datagram[4..8], (sequence as u32).to_be_bytes());
                 let plaintext = sa.open(sequence, datagram).expect("an authentic packet");
                 let (payload, next_header) = read_trailer(&plaintext).expect("a sound trailer");
-                assert_eq!(plaintext[payload.len()..], trailer(payload.len(), GRE));
+                assert_eq!(plaintext[payload.len()..], sa.trailer(payload.len(), GRE));
                 assert_eq!(next_header, GRE);
                 payload
             }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use dsvpn_dataplane::{Counter, DatagramKind, Encapsulation, Suite};
 use ring::aead::{AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 
+use super::aes_hmac;
 use super::packet::{clamp_mss, read_ip, sum, two};
 use crate::common::{Setup, THEIRS};
 
@@ -59,11 +60,16 @@ pub fn protocol_of(inner: &[u8]) -> u16 {
     if inner.first().is_some_and(|first| first >> 4 == 6) { 0x86dd } else { 0x0800 }
 }
 
+enum Key {
+    /// With its salt.
+    Aead(Box<LessSafeKey>, [u8; 4]),
+    Hmac(aes_hmac::Key),
+}
+
 /// One security association, used in both directions, and what its receiver has seen.
 pub struct Sa {
     pub spi: u32,
-    key: LessSafeKey,
-    salt: [u8; 4],
+    key: Key,
     esn: bool,
     window: u64,
     /// What the sender sends next.
@@ -76,16 +82,20 @@ pub struct Sa {
 
 impl Sa {
     pub fn new(spi: u32, suite: Suite, keymat: &[u8], setup: &Setup) -> Self {
-        let (key, salt) = keymat.split_at(keymat.len() - 4);
-        let algorithm = match suite {
-            Suite::Aes128Gcm16 => &AES_128_GCM,
-            Suite::Aes256Gcm16 => &AES_256_GCM,
-            _ => &CHACHA20_POLY1305,
+        let aead = |algorithm| {
+            let (key, salt) = keymat.split_at(keymat.len() - 4);
+            let key = LessSafeKey::new(UnboundKey::new(algorithm, key).expect("the key's length"));
+            Key::Aead(Box::new(key), salt.try_into().expect("4 octets"))
+        };
+        let key = match suite {
+            Suite::Aes128Gcm16 => aead(&AES_128_GCM),
+            Suite::Aes256Gcm16 => aead(&AES_256_GCM),
+            Suite::Hmac(suite) => Key::Hmac(aes_hmac::Key::new(suite, keymat)),
+            _ => aead(&CHACHA20_POLY1305),
         };
         Self {
             spi,
-            key: LessSafeKey::new(UnboundKey::new(algorithm, key).expect("the key's length")),
-            salt: salt.try_into().expect("4 octets"),
+            key,
             esn: setup.esn,
             window: u64::from(setup.replay_window).div_ceil(64) * 64,
             next: 1,
@@ -106,9 +116,9 @@ impl Sa {
         Some(sequence)
     }
 
-    fn nonce(&self, iv: &[u8]) -> Nonce {
+    fn nonce(salt: &[u8; 4], iv: &[u8]) -> Nonce {
         let mut nonce = [0; 12];
-        nonce[..4].copy_from_slice(&self.salt);
+        nonce[..4].copy_from_slice(salt);
         nonce[4..].copy_from_slice(iv);
         Nonce::assume_unique_for_key(nonce)
     }
@@ -124,19 +134,46 @@ impl Sa {
         Aad::from(aad)
     }
 
+    /// The half of a sequence number that is authenticated and not sent (RFC 4303 section 2.2.1).
+    fn high(&self, sequence: u64) -> Option<u32> {
+        self.esn.then_some((sequence >> 32) as u32)
+    }
+
+    /// Padding to what the cipher needs, its length, and the next header.
+    pub fn trailer(&self, payload: usize, next_header: u8) -> Vec<u8> {
+        let block = if let Key::Hmac(key) = &self.key { key.block() } else { 4 };
+        let mut octets = Vec::new();
+        while !(payload + octets.len() + 2).is_multiple_of(block) {
+            octets.push(octets.len() as u8 + 1);
+        }
+        octets.push(octets.len() as u8);
+        octets.push(next_header);
+        octets
+    }
+
     /// An ESP packet with any plaintext, trailer included.
     pub fn seal(&self, sequence: u64, plaintext: &[u8]) -> Vec<u8> {
+        let header = [self.spi.to_be_bytes(), (sequence as u32).to_be_bytes()].concat();
+        let (key, salt) = match &self.key {
+            Key::Hmac(key) => return key.seal(&header, self.high(sequence), plaintext),
+            Key::Aead(key, salt) => (key, salt),
+        };
         let iv = sequence.to_be_bytes();
         let mut sealed = plaintext.to_vec();
-        self.key.seal_in_place_append_tag(self.nonce(&iv), self.aad(self.spi, sequence), &mut sealed).expect("sealed");
-        [&self.spi.to_be_bytes()[..], &(sequence as u32).to_be_bytes(), &iv, &sealed].concat()
+        key.seal_in_place_append_tag(Self::nonce(salt, &iv), self.aad(self.spi, sequence), &mut sealed)
+            .expect("sealed");
+        [&header[..], &iv, &sealed].concat()
     }
 
     /// The plaintext of an ESP packet, trailer included.
     pub fn open(&self, sequence: u64, datagram: &[u8]) -> Option<Vec<u8>> {
+        let (key, salt) = match &self.key {
+            Key::Hmac(key) => return key.open(datagram, self.high(sequence)),
+            Key::Aead(key, salt) => (key, salt),
+        };
         let mut sealed = datagram.get(16..)?.to_vec();
         let aad = self.aad(self.spi, sequence);
-        self.key.open_in_place(self.nonce(&datagram[8..16]), aad, &mut sealed).ok().map(|plain| plain.to_vec())
+        key.open_in_place(Self::nonce(salt, &datagram[8..16]), aad, &mut sealed).ok().map(|plain| plain.to_vec())
     }
 
     /// The number that a received low half stands for: the first one that does not lie before the window.
@@ -188,17 +225,6 @@ pub fn read_trailer(plaintext: &[u8]) -> Option<(Vec<u8>, u8)> {
         }
     }
     Some((plaintext[..end].to_vec(), next))
-}
-
-/// Padding to a multiple of four octets, its length, and the next header.
-pub fn trailer(payload: usize, next_header: u8) -> Vec<u8> {
-    let mut octets = Vec::new();
-    while !(payload + octets.len() + 2).is_multiple_of(4) {
-        octets.push(octets.len() as u8 + 1);
-    }
-    octets.push(octets.len() as u8);
-    octets.push(next_header);
-    octets
 }
 
 /// The receiving side of the tests' data plane.
