@@ -36,6 +36,8 @@ pub(crate) struct SequenceBook {
     entries: HashMap<Fingerprint, Entry>,
     /// In the order in which they came.
     order: VecDeque<Fingerprint>,
+    /// Those whose entry refers to an SA, which may have been dropped since.
+    referring: VecDeque<Fingerprint>,
 }
 
 impl SequenceBook {
@@ -58,15 +60,35 @@ impl SequenceBook {
                 return sa.counted_by(counting).shared();
             }
             let sa = sa.shared();
+            if entry.counting.ptr_eq(&Weak::new()) {
+                self.referring.push_back(fingerprint);
+            }
             entry.counting = Arc::downgrade(&sa);
+            self.let_go();
             return sa;
         }
         self.forget();
+        self.let_go();
         let rest = Arc::new(AtomicU64::new(1));
         let sa = OutboundSa::new(spi, cipher, esn, Arc::clone(&rest)).of_adjacency(counters).shared();
         self.entries.insert(fingerprint, Entry { counting: Arc::downgrade(&sa), rest });
         self.order.push_back(fingerprint);
+        self.referring.push_back(fingerprint);
         sa
+    }
+
+    /// Let the memory of dropped SAs go, which lasts as long as an entry refers to it: two looks for every SA that is
+    /// made, so that about as many are left as are in use.
+    fn let_go(&mut self) {
+        for _ in 0..2 {
+            let Some(oldest) = self.referring.pop_front() else { return };
+            let Some(entry) = self.entries.get_mut(&oldest) else { continue };
+            if entry.counting.strong_count() > 0 {
+                self.referring.push_back(oldest);
+            } else {
+                entry.counting = Weak::new();
+            }
+        }
     }
 
     /// Make room for one more: the oldest that no SA uses goes. With more SAs in use than that, none does.
@@ -117,6 +139,19 @@ mod tests {
         drop(third);
         assert_eq!(made(&mut book, 1).reserve(1), (13, 1));
         assert_eq!(made(&mut book, 1).sequence(), 13);
+    }
+
+    #[test]
+    fn no_memory_of_dropped_sas_is_held() {
+        let mut book = SequenceBook::default();
+        let used: Vec<_> = (0..10).map(|number| made(&mut book, number)).collect();
+        for number in 0..500 {
+            // The same key again and again, and always another one.
+            made(&mut book, u64::MAX);
+            made(&mut book, 1000 + number);
+        }
+        let referring = book.entries.values().filter(|entry| !entry.counting.ptr_eq(&Weak::new())).count();
+        assert!(referring <= 2 * used.len() + 2 && book.referring.len() == referring, "{referring}");
     }
 
     #[test]
