@@ -4,8 +4,8 @@ Each vector of 256 packets goes to destinations (or comes from inbound SAs) at r
 in the same arena: what differs between the two sides is the tables alone. Small and large take turns, vector by vector.
 
 Two kinds of traffic. At random: every packet has a destination of its own, the worst that can be asked for. Trains: 16
-or 64 packets in a row have one destination, and each train another one at random, as the vectors of a busy gateway come,
-since TCP and the receive offload of network cards give runs of one flow.
+or 64 packets in a row have one destination, and each train another one at random, as in the vectors of a busy gateway:
+TCP and the receive offload of network cards give runs of one flow.
 """
 
 from __future__ import annotations
