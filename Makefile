@@ -57,6 +57,14 @@ fuzz:
 	  cargo +nightly fuzz run --fuzz-dir . $$target ../../build/fuzz/$$target corpus/$$target -- \
 	    -max_total_time=$(TIME) -max_len=600 -timeout=20 -print_final_stats=1; done
 
+## fuzz-ike: the IKEv2 engine for TIME seconds, seeded by real exchanges (atheris, from PyPI)
+.PHONY: fuzz-ike
+fuzz-ike: TIME := 60
+fuzz-ike: $(STAMPS)/fuzz
+	@mkdir -p build/fuzz/ike
+	$(BIN)/python -m tests.ike.fuzz build/fuzz/ike tests/ike/corpus -max_total_time=$(TIME) -max_len=1500 -timeout=30 \
+	  -artifact_prefix=build/fuzz/ -print_final_stats=1
+
 ## sanitize: the Rust tests under AddressSanitizer, and the pure crates under Miri (nightly Rust)
 .PHONY: sanitize
 sanitize:
@@ -132,6 +140,10 @@ $(STAMPS)/dsvpn: pyproject.toml setup.py $(PYTHON_SOURCES) $(STAMPS)/native
 $(STAMPS)/bench: pyproject.toml $(STAMPS)/lab-packages $(STAMPS)/bench-packages $(STAMPS)/dsvpn
 	@$(PIP) install '.[bench]'
 	@$(BIN)/python -m bench build
+	@touch $@
+
+$(STAMPS)/fuzz: $(STAMPS)/tools
+	@$(PIP) install '.[fuzz]'
 	@touch $@
 
 $(STAMPS)/tools: pyproject.toml | $(STAMPS)/dsvpn
