@@ -139,10 +139,6 @@ class Association:
         self.last_heard = now
         self.unanswered_since = inf
 
-    def spoke(self, now: float) -> None:
-        """ESP went to the peer and none came back."""
-        self.unanswered_since = min(self.unanswered_since, now)
-
     @property
     def liveness_at(self) -> float:
         """When to ask the peer for a sign of life: after a silence of the interval, and after half of it where packets
@@ -298,21 +294,25 @@ class Association:
         assert self.profile is not None
         return lifetime * (1.0 - self.profile.rekey_margin * (1.0 + self.context.uniform()))
 
-    def note_carried(self, child: ChildSa, carried: Carried, now: float) -> None:
-        """The data plane's counters of a CHILD_SA: they show life, and make it rekeyed or deleted in time."""
+    def note_carried(self, child: ChildSa, carried: Carried, now: float) -> bool:
+        """The data plane's counters of a CHILD_SA: they show life, and make it rekeyed or deleted in time. Gives
+        whether a deadline may have come nearer; one that moved away finds out when it fires."""
         came, went = child.volume.note(carried)
+        nearer = False
         if came:
             self.heard(now)
             self.make_outbound_ready(child)
-        elif went:
-            self.spoke(now)
+        elif went and self.unanswered_since == inf:
+            self.unanswered_since = now
+            nearer = True
         current = self.current
-        if current is None or current.state is not IkeState.ESTABLISHED:
-            return
+        if child.volume.used < child.volume.soft or current is None or current.state is not IkeState.ESTABLISHED:
+            return nearer
         if child.volume.is_over:
             self.delete_child(child, now)
         elif child.state is ChildState.INSTALLED and child.rekey_at > now and child.volume.claim_rekey():
             current.rekey_child(child, now)
+        return True
 
     def find_child(self, outbound_spi: int) -> ChildSa | None:
         """The CHILD_SA that the peer calls by `outbound_spi`."""

@@ -236,10 +236,7 @@ class IkeEngine:
         found = self._context.children.get(inbound_spi)
         if found is not None:
             association, child = found
-            association.note_carried(child, carried, now)
-            # A deadline that only moved away finds out when it fires: rearming it each time would cost more.
-            deadline = association.deadline()
-            if association.scheduled is None or (deadline is not None and deadline < association.scheduled):
+            if association.note_carried(child, carried, now):
                 self._schedule(association)
 
     def is_established(self, ike_sa: int) -> bool:

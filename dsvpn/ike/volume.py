@@ -34,12 +34,12 @@ class Volume:
         "_packets",
         "_rekey_claimed",
         "_sequence",
-        "_soft",
         "bytes_in",
         "bytes_out",
         "packets_in",
         "packets_out",
         "sequence",
+        "soft",
     )
 
     def __init__(self, bytes_limit: int, packets_limit: int, esn: bool, soft: float) -> None:
@@ -47,7 +47,7 @@ class Volume:
         self._packets = packets_limit
         # An SA whose numbers are used up must not send (RFC 4303 section 3.3.3), nor does the peer's.
         self._sequence = 0 if esn else LAST_SEQUENCE
-        self._soft = soft
+        self.soft = soft
         self._rekey_claimed = False
         self.packets_in = self.bytes_in = self.packets_out = self.bytes_out = self.sequence = 0
 
@@ -65,7 +65,7 @@ class Volume:
 
     def claim_rekey(self) -> bool:
         """Whether the soft limit is reached: True once, for a rekey that fails is tried again by itself."""
-        if self._rekey_claimed or self.used < self._soft:
+        if self._rekey_claimed or self.used < self.soft:
             return False
         self._rekey_claimed = True
         return True
