@@ -392,7 +392,8 @@ class Site:
     def _take_traffic(self) -> None:
         now = self.simulation.now
         carried: dict[BusySa, Carried] = {}
-        for sa in self.gateway.traffic(self.counters, now):
+        counters = {number: self.counters.get(number, (0, 0)) for number in self.adjacencies}
+        for sa in self.gateway.traffic(counters, now):
             came = self.carried_in.get(sa.inbound_spi, 0)
             carried[sa] = Carried(came, came * PACKET_OCTETS)
             outbound = self.outbound.get(sa.adjacency)

@@ -132,3 +132,37 @@ def test_reauthentication_fails_while_the_hub_is_away_and_then_succeeds() -> Non
     for site in (spoke, hub):
         assert len(site.gateway.peers) == 1
         assert len(site.gateway.ike.snapshot(network.simulation.now)) == 1
+
+
+@pytest.mark.parametrize("nated", [(), (1,)])
+def test_reauthentication_of_an_idle_peer(nated: tuple[int, ...]) -> None:
+    """Without a packet by the new SA, the end of the old one moves the peer that was called."""
+    network = Network(seed=10, spokes=1, nated=nated, options={"profile": {"reauthentication": "60s"}})
+    network.start()
+    spoke, hub = network["s1"], network["hub"]
+    for _ in range(3):
+        before = set(spoke.inbound) | set(hub.inbound)
+        network.simulation.run_for(60)
+        assert before.isdisjoint(set(spoke.inbound) | set(hub.inbound))
+        assert len(spoke.inbound) == len(hub.inbound) == 1
+        for one, other in ((spoke, hub), (hub, spoke)):
+            (sealing,) = {sa.spi for sa in one.outbound.values()}
+            assert sealing in other.inbound
+        assert network.registered(spoke)
+    assert network.path("s1", "hub") == ("s1", "hub")
+    assert network.path("hub", "s1") == ("hub", "s1")
+
+
+def test_a_caller_that_comes_back_under_the_old_sa_is_sent_to_by_the_new() -> None:
+    """Killed and started anew without a word: what it sends by its new SA moves the hub, and nothing else does."""
+    network = Network(seed=11, spokes=1, nated=())
+    network.start()
+    spoke, hub = network["s1"], network["hub"]
+    spoke.kill()
+    network.simulation.run_for(2)
+    spoke.start()
+    network.simulation.run_until(lambda: network.registered(spoke), 30, "the spoke being back")
+    network.simulation.run_for(5)
+    (sealing,) = {sa.spi for sa in hub.outbound.values()}
+    assert sealing in spoke.inbound
+    assert network.path("hub", "s1") == ("hub", "s1")
