@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from bench import environment, null_native, report
-from bench.control import handshakes, wire
+from bench.control import flood, handshakes, held, wire
 from bench.netns import allocations, updates
 from bench.netns.suite import FULL, QUICK, SMOKE, play, reference
 from bench.peers import registry
@@ -180,6 +180,9 @@ def _control(options: argparse.Namespace, output: Path) -> Path:
         rounds = options.rounds or (2 if smoke else 6)
         count = 40 if smoke else handshakes.COUNT
         found["handshakes"] = handshakes.measure(run, rounds=rounds, say=_say, compiled=compiled, count=count)
+        found["held"] = held.measure(run, say=_say, compiled=compiled, peers=300 if smoke else held.PEERS)
+        seconds = 2 if smoke else flood.SECONDS
+        found["flood"] = flood.measure(run, say=_say, compiled=compiled, rate=flood.RATE, seconds=seconds)
     return _save(output, "control", found)
 
 

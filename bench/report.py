@@ -287,7 +287,10 @@ def _control(result: Result) -> list[str]:
         for row in result["rows"]
     ]  # fmt: skip
     lines = table(["dsvpn/wire", "interpreted, µs", "compiled, µs", "compiled is faster by"], rows)
-    return lines + (_handshakes(result["handshakes"]) if "handshakes" in result else [])
+    for name, body in (("handshakes", _handshakes), ("held", _held), ("flood", _flood)):
+        if name in result:
+            lines += ["", *body(result[name])]
+    return lines
 
 
 _HANDSHAKE_FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -308,7 +311,36 @@ def _handshakes(found: Result) -> list[str]:
     rows.sort(key=lambda row: row[0])
     heads = ["handshakes", "responder", *(heading for _, heading, _ in _HANDSHAKE_FIGURES), "dsvpn / it"]
     missing = [f"- **{name} was not measured:** {reason}" for name, reason in found["missing"].items()]
-    return ["", *table(heads, rows), *[""] * bool(missing), *missing]
+    return [*table(heads, rows), *[""] * bool(missing), *missing]
+
+
+def _held(found: Result) -> list[str]:
+    empty, full = (min(found[f"latency_{kind}_seconds"]) * 1e3 for kind in ("empty", "full"))
+    rows = [
+        ["memory of an IKE SA with its CHILD_SA, KiB", f"{found['octets_each'] / 1024:.1f}"],
+        ["handshake in an empty responder, ms", f"{empty:.2f}"],
+        [f"handshake among {found['peers']}, ms", f"{full:.2f}"],
+        ["DPD exchanges a second", f"{found['dpd_per_second']:.0f}"],
+        ["share of a processor for them", f"{found['dpd_processor_share']:.2f}"],
+        *([f"processor time of one {name}, ms", f"{seconds * 1e3:.2f}"]
+          for name, seconds in found["processor_seconds"].items()),
+    ]  # fmt: skip
+    return table([f"{found['peers']} IKE SAs held", ""], rows)
+
+
+def _flood(found: Result) -> list[str]:
+    rows = [
+        ["requests a second from spoofed addresses", f"{found['rate']:.0f}"],
+        ["seconds", f"{found['seconds']:.1f}"],
+        ["live peers, and how many lost their SAs", f"{found['live']}, {found['live_lost']}"],
+        ["pings through a live tunnel, and how many were lost", f"{found['pings']['sent']}, {found['pings']['lost']}"],
+        ["legitimate handshakes meanwhile, one by one", str(found["handshakes"])],
+        ["the slowest of them, s", f"{found['slowest_seconds']:.3f}"],
+        ["growth of memory, MiB", f"{found['memory_growth_octets'] / 2**20:.1f}"],
+        ["share of a processor", f"{found['processor_share']:.2f}"],
+        *([name, str(count)] for name, count in sorted(found["counters"].items()) if count),
+    ]
+    return table(["flood", ""], rows)
 
 
 def _nhrp(result: Result) -> list[str]:

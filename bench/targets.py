@@ -187,6 +187,32 @@ def _control(result: Result) -> Iterator[Verdict]:
         value = ratio(handshakes, "per_processor_second", f"dsvpn, {case}", f"{theirs}, {case}")
         figure = f"handshakes per second of a processor as responder, {case}: dsvpn / {theirs}"
         yield _Limit(1, True).judge(figure, value)
+    yield from _held(result.get("held"))
+    yield from _flood(result.get("flood"))
+
+
+def _held(held: Result | None) -> Iterator[Verdict]:
+    peers = f"{held['peers']:,}" if held else "10,000"
+    each = held["octets_each"] / 1024 if held else None
+    yield _Limit(30, False, " KiB", 1).judge(f"{peers} IKE SAs with their CHILD_SAs: memory of each", each)
+    # The best of each: what disturbs can only add.
+    value = min(held["latency_full_seconds"]) / min(held["latency_empty_seconds"]) if held else None
+    yield _Limit(1.5, False).judge(f"handshake latency among {peers} IKE SAs / in an empty responder", value)
+
+
+def _flood(flood: Result | None) -> Iterator[Verdict]:
+    def number(*names: str) -> float | None:
+        return None if flood is None else float(sum(flood[name] for name in names))
+
+    name = "flood of spoofed IKE_SA_INIT"
+    rate = None if flood is None else flood["rate"] / 1000
+    yield _Limit(50, True, " k/s", 1).judge(f"{name}: rate sent", rate)
+    yield _Limit(0, False, "", 0).judge(f"{name}: live peers that lost their SAs", number("live_lost"))
+    lost = None if flood is None else 100 * flood["pings"]["lost"] / max(1, flood["pings"]["sent"])
+    yield _Limit(1, False, " %").judge(f"{name}: pings lost through a live tunnel", lost)
+    yield _Limit(2, False, " s").judge(f"{name}: slowest legitimate handshake", number("slowest_seconds"))
+    growth = None if flood is None else flood["memory_growth_octets"] / 2**20
+    yield _Limit(8, False, " MiB", 1).judge(f"{name}: growth of memory", growth)
 
 
 def _next_hop_server(result: Result) -> Iterator[Verdict]:

@@ -3,7 +3,7 @@
 `python -m bench.control.initiator SETTINGS` takes one request per line of standard input, JSON, and answers with one:
 
     {"do": "connect", "count": N, "in_flight": M}   N more peers do their handshake, at most M of them at once
-    {"do": "rekey_children"} / {"do": "rekey_ike_sas"} / {"do": "check"}     every peer that is up, M at once
+    {"do": "rekey_children"} / {"do": "rekey_ike_sas"}     every peer that is up, M at once
     {"do": "disconnect"}                            every IKE SA is deleted, M at once
     {"do": "listen", "seconds": S}                  answer what the responder asks: its DPD, its rekeys
 
@@ -102,11 +102,11 @@ class Initiators:
         return {"seconds": seconds, "latencies": list(self._latencies), "failures": dict(self._failures),
                 "up": len(self._up)}  # fmt: skip
 
-    def each(self, work: Callable[[int, float], None], done: str, in_flight: int) -> dict[str, Any]:
-        """Something with every peer that is up, until the event `done` has come from each."""
+    def each(self, work: Callable[[int, float], None], done: str, in_flight: int, most: int | None) -> dict[str, Any]:
+        """Something with every peer that is up (at most `most`), until the event `done` has come from each."""
         self._busy.clear()
         self._latencies.clear()
-        waiting = list(self._up)
+        waiting = list(self._up)[:most]
         began = time.monotonic()
         total = len(waiting)
         while waiting or self._busy:
@@ -143,18 +143,18 @@ class Initiators:
             received += self._turn(now, end - now, patient=True)
         return {"received": received, "events": dict(self._noted), "up": len(self._up)}
 
-    def rekey_children(self, in_flight: int) -> dict[str, Any]:
+    def rekey_children(self, in_flight: int, most: int | None = None) -> dict[str, Any]:
         """A new CHILD_SA for each that there is; the old one goes when the new one is there."""
 
         def rekey(handle: int, now: float) -> None:
             (inbound_spi, *_) = self._up[handle]
             self._engine.rekey_child(handle, inbound_spi, now)
 
-        return self.each(rekey, "ChildSaDeleted", in_flight)
+        return self.each(rekey, "ChildSaEstablished", in_flight, most)
 
-    def rekey_ike_sas(self, in_flight: int) -> dict[str, Any]:
+    def rekey_ike_sas(self, in_flight: int, most: int | None = None) -> dict[str, Any]:
         """New IKE SAs for all."""
-        return self.each(self._engine.rekey_ike, "IkeSaRekeyed", in_flight)
+        return self.each(self._engine.rekey_ike, "IkeSaRekeyed", in_flight, most)
 
     # -- a turn ------------------------------------------------------------------------------------------------
 

@@ -161,6 +161,10 @@ class Dsvpn(Responder):
         """Of the package."""
         return dsvpn.__version__
 
+    def program(self) -> list[str]:
+        """What Python runs."""
+        return ["-m", "dsvpn"]
+
     def start(self, bed: ControlBed, secrets: Secrets, case: str) -> None:
         """The gateway alone: nobody registers by NHRP."""
         self.socket = bed.directory / "hub.sock"
@@ -169,7 +173,7 @@ class Dsvpn(Responder):
         file.write_text(
             gateway_configuration("hub.bench.example", SUITES[case], auth, socket=self.socket, dpd=self.dpd)
         )
-        log = self._spawn(bed, [*python(*self._first), "-m", "dsvpn", "up", str(file)])
+        log = self._spawn(bed, [*python(*self._first), *self.program(), "up", str(file)])
         wait_until(lambda: self._running(log) and answers(self.socket), 20, "the gateway's control socket")
 
 

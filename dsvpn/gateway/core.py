@@ -23,6 +23,7 @@ from dsvpn.gateway.peering import Peering
 from dsvpn.gateway.peers import Peer
 from dsvpn.gateway.tunnel import Tunnel
 from dsvpn.gateway.usage import BusySa, busy_sas, note_carried
+from dsvpn.ike.cookies import CookieSecrets
 from dsvpn.ike.engine import IkeEngine
 from dsvpn.ike.volume import Carried
 from dsvpn.nhrp import events as nhrp_events
@@ -289,6 +290,10 @@ class Gateway:
     def awaiting_packets(self) -> list[int]:
         """The adjacencies of the peers for whose first packet `traffic` is wanted."""
         return self.peering.awaiting()
+
+    def cookie_gate(self, now: float) -> CookieSecrets | None:
+        """With what the data plane is to ask strangers for cookies; None while it need not."""
+        return self.ike.cookie_gate(now)
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, Path]]:
         """IKE messages; port 4500 in `path.local` wants the non-ESP marker."""

@@ -11,9 +11,9 @@ it. The way to a cookie reads no more of a message than it needs: it is what a f
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final
 
 from dsvpn.addresses import Endpoint, Path
@@ -54,6 +54,15 @@ _REPLY_TAIL: Final = (
 _COOKIE_NOTIFY: Final = wire.Notify(NotifyType.COOKIE).encode()
 
 
+@dataclass(frozen=True, slots=True)
+class CookieSecrets:
+    """`version` numbers `secret`; `previous` made the cookies before, and is empty if there was none."""
+
+    version: int
+    secret: bytes = field(repr=False)
+    previous: bytes = field(repr=False)
+
+
 class CookieJar:
     """Makes and checks cookies. `sent`, `accepted` and `refused` count them; a refused one is forged or too old."""
 
@@ -84,6 +93,12 @@ class CookieJar:
         self.sent += 1
         mac = _mac(self._secret, nonce, spi, path.remote)
         return spi + _REPLY_TAIL + bytes((self._version,)) + mac
+
+    def secrets(self, now: float) -> CookieSecrets:
+        """What the data plane needs to make and check cookies in our place."""
+        self._rotate(now)
+        assert self._secret is not None
+        return CookieSecrets(self._version, self._secret, self._previous or b"")
 
     def _is_good(self, cookie: bytes, nonce: bytes, spi: bytes, remote: Endpoint) -> bool:
         if len(cookie) != _COOKIE_LENGTH:
@@ -118,11 +133,11 @@ def is_request(data: bytes) -> bool:
 
 
 def _mac(secret: bytes, nonce: bytes, spi: bytes, remote: Endpoint) -> bytes:
-    # Keyed BLAKE2b is a MAC. SPI and port have fixed lengths and the nonce stands last, so that no two inputs run
-    # into one.
+    # SPI and port have fixed lengths and the nonce stands last, so that no two inputs run into one. The data plane
+    # makes and knows the same cookies (native/dataplane/src/cookie.rs).
     address = remote.address.packed
     who = spi + remote.port.to_bytes(2, "big") + bytes((len(address),)) + address
-    return hashlib.blake2b(who + nonce, key=secret, digest_size=_MAC_LENGTH).digest()
+    return hmac.digest(secret, who + nonce, "sha256")[:_MAC_LENGTH]
 
 
 def _scan(data: bytes) -> tuple[bytes | None, bytes] | None:

@@ -297,6 +297,11 @@ class IkeEngine:
             sa.association.remove_ike_sa(sa, now)
             self._schedule(sa.association)
 
+    def cookie_gate(self, now: float) -> cookies.CookieSecrets | None:
+        """While every IKE_SA_INIT must bring a cookie: what whoever stands before this engine needs to send and check
+        them in its place. Ask again after anything happened; the engine itself checks them all the same."""
+        return self._context.cookies.secrets(now) if self._context.half_open.is_pressed() else None
+
     def counters(self) -> dict[str, int]:
         """What strangers did: half-open IKE SAs there are, and cookies and refusals so far."""
         context = self._context

@@ -42,6 +42,7 @@ class HalfOpenTable:
     def __init__(self, limits: HalfOpenLimits) -> None:
         self.limits = limits
         self.evicted = 0
+        self._pressed = False
         self._by_request: dict[_Key, IkeSa] = {}
         self._keys: dict[IkeSa, _Key] = {}
         self._per_address: dict[Address, int] = {}
@@ -60,6 +61,13 @@ class HalfOpenTable:
             len(self._keys) >= limits.cookie_threshold
             or self._per_address.get(address, 0) >= limits.cookie_threshold_per_address
         )
+
+    def is_pressed(self) -> bool:
+        """Whether every IKE_SA_INIT must bring a cookie, wherever it comes from. Once it must, this holds until half of
+        the threshold has gone, so that it does not change with every handshake."""
+        threshold = self.limits.cookie_threshold
+        self._pressed = len(self._keys) >= (threshold // 2 + 1 if self._pressed and threshold else threshold)
+        return self._pressed
 
     def has_from(self, address: Address) -> bool:
         """Whether there are any from `address`."""

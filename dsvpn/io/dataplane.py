@@ -36,6 +36,7 @@ from dsvpn.commands import (
 )
 from dsvpn.errors import HostError
 from dsvpn.gateway.usage import BusySa
+from dsvpn.ike.cookies import CookieSecrets
 from dsvpn.ike.volume import Carried
 from dsvpn.io.keylog import KeyLog
 from dsvpn.io.probe import ProbeSockets
@@ -95,6 +96,7 @@ class Commander:
         self._probes = ProbeSockets()
         self._look_up = look_up
         self._failures = RateLimit(rate=1.0, burst=10)
+        self._cookie_gate: CookieSecrets | None = None
         #: Commands that could not be carried out, and NHRP packets that had no way: for `dsvpn show counters`.
         self.counters = {"control_commands": 0, "control_commands_failed": 0, "control_nhrp_unsent": 0}
 
@@ -197,6 +199,25 @@ class Commander:
 
     def _remote(self, adjacencies: tuple[int, ...]) -> str | None:
         return next((self._adjacencies[one] for one in adjacencies if one in self._adjacencies), None)
+
+    def set_cookie_gate(self, secrets: CookieSecrets | None) -> None:
+        """Have the data plane ask strangers for cookies, or let them pass."""
+        if secrets != self._cookie_gate:
+            self._cookie_gate = secrets
+            if secrets is None:
+                self._dataplane.set_cookie_gate(0, b"", b"")
+            else:
+                self._dataplane.set_cookie_gate(secrets.version, secrets.secret, secrets.previous)
+
+    def with_cookie_gate(self, counters: Mapping[str, int]) -> dict[str, int]:
+        """The IKE engine's counters with what the data plane did in its place."""
+        sent, dropped = self._dataplane.cookie_gate_counts()
+        return {
+            **counters,
+            "cookies_sent": counters["cookies_sent"] + sent,
+            "cookies_sent_by_gate": sent,
+            "gate_dropped": dropped,
+        }
 
     def send(self, datagrams: Iterable[tuple[bytes, Path]], keepalives: Iterable[Path] = ()) -> None:
         """Send IKE messages and NAT keepalives. Call it after `carry_out`."""

@@ -387,6 +387,7 @@ class Driver:
         now = time.monotonic()
         self._commander.carry_out(self._gateway.commands())
         self._commander.send(self._gateway.datagrams_to_send(now), self._gateway.keepalives_to_send(now))
+        self._commander.set_cookie_gate(self._gateway.cookie_gate(now))
         while (event := self._gateway.next_event()) is not None:
             self._report(event.level, event.name, str(event), event.fields)
         if self._gateway.wants_traffic and not self._looking:
@@ -426,7 +427,7 @@ class Driver:
                 "dataplane": self._dataplane.counters(),
                 "kernel": self._dataplane.kernel_drops(),
                 "control": self._commander.counters,
-                "ike": status["ike"],
+                "ike": self._commander.with_cookie_gate(status["ike"]),
                 "nhrp": {name: tunnel["counters"] for name, tunnel in status["nhrp"].items()},
             }
         if section == "summary":

@@ -342,3 +342,38 @@ def test_first_contact_is_found_by_address_and_follows_it() -> None:
     net.settle()
     net.sleep(200)
     assert not context.by_address
+
+
+def test_the_data_plane_makes_the_same_cookie() -> None:
+    """The vector of native/dataplane/src/cookie.rs."""
+    header = wire.Header(bytes(range(1, 9)), wire.ZERO_SPI, ExchangeType.IKE_SA_INIT, wire.Flag.INITIATOR, 0)
+    data = wire.Message(header, (wire.KeyExchange(31, bytes([9]) * 32), wire.Nonce(bytes([0x55]) * 32))).encode()
+    jar = CookieJar(lambda length: bytes([7]) * length)
+    jar._version = 2
+    answer = jar.admit(data, Path(PATH.local, Endpoint(IPv4Address("192.0.2.1"), 500)), START)
+    assert isinstance(answer, bytes)
+    assert cookie_in(answer).hex() == "03ae44c50dfa95426211ca7c4a07577b5a0b9eb221db17f7bb"
+    secrets = jar.secrets(START)
+    assert (secrets.version, secrets.secret, secrets.previous) == (3, bytes([7]) * 32, b"")
+
+
+def test_the_gate_is_shut_while_every_stranger_needs_a_cookie() -> None:
+    net = limited(SOON)
+    engine = net.b.engine
+    data = request(net)
+    assert engine.cookie_gate(net.now) is None
+    for number in range(SOON.cookie_threshold):
+        engine.receive_datagram(with_spi(data, number), stranger(number), net.now)
+    first = engine.cookie_gate(net.now)
+    assert first is not None
+    assert engine.cookie_gate(net.now) == first
+    later = engine.cookie_gate(net.now + ROTATION)
+    assert later is not None
+    assert later.previous == first.secret
+    # It stays shut until half of the threshold has gone.
+    table = engine._context.half_open
+    for sa in list(table._keys)[: SOON.cookie_threshold // 2 - 1]:
+        table.discard(sa)
+        assert engine.cookie_gate(net.now) is not None
+    table.discard(next(iter(table._keys)))
+    assert engine.cookie_gate(net.now) is None

@@ -6,6 +6,7 @@
 
 mod aead;
 mod coalesce;
+mod cookie;
 mod counters;
 mod decap;
 mod encap;
@@ -30,6 +31,7 @@ mod vector;
 mod writer;
 
 pub use aead::{Cipher, ICV_LENGTH, IV_LENGTH, SALT_LENGTH, Suite, Unauthentic, backend};
+pub use cookie::{CookieGate, Verdict};
 pub use counters::{COUNTERS, Counter, Counters};
 pub use decap::{Decap, DecapConfig};
 pub use encap::{Encap, EncapConfig, Progress};
@@ -57,4 +59,6 @@ pub struct Shared {
     pub counters: Counters,
     /// What waits for the control plane.
     pub punts: PuntQueue,
+    /// What strangers get while the control plane is under load.
+    pub cookies: CookieGate,
 }

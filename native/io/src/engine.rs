@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use dsvpn_dataplane::{
-    Counter, Punt, Shared, TablesError, TablesReader, TablesWriter, TunnelConfig, encap_nhrp, tables,
+    Counter, Punt, PuntKind, Shared, TablesError, TablesReader, TablesWriter, TunnelConfig, Verdict, encap_nhrp, tables,
 };
 
 use crate::clock::Clock;
@@ -27,6 +27,9 @@ use crate::worker::{MAX_THREADS, Workers, default_threads, panic_text};
 
 /// Between two looks at whether workers have left the old tables: a fraction of a full vector's time.
 const COMMIT_PAUSE: Duration = Duration::from_micros(20);
+
+/// Punts that one turn looks at while strangers are asked for cookies.
+const MAX_JUDGED: usize = 4096;
 
 /// RFC 3948 section 2.2: what tells IKE from ESP on the NAT traversal port.
 const NON_ESP_MARKER: [u8; 4] = [0; 4];
@@ -385,11 +388,51 @@ impl Engine {
             return Err(Error::Worker(failure));
         }
         let punts = &self.core.shared.punts;
-        let taken = punts.take(limit);
+        let mut taken = punts.take(limit);
+        if self.core.shared.cookies.is_shut() {
+            let mut looked = taken.len();
+            taken.retain(|punt| self.passes(punt));
+            // Those who get a cookie cost little: in one turn there is room for many of them.
+            while taken.len() < limit && looked < MAX_JUDGED && !punts.is_empty() {
+                let more = punts.take(limit - taken.len());
+                looked += more.len();
+                taken.extend(more.into_iter().filter(|punt| self.passes(punt)));
+            }
+        }
         if !punts.is_empty() {
             self.punt_event.signal();
         }
         Ok(taken)
+    }
+}
+
+impl Engine {
+    /// Whether a punt goes to the control plane. A stranger without a cookie gets one.
+    fn passes(&self, punt: &Punt) -> bool {
+        let (PuntKind::Ike, Some(remote)) = (punt.kind, punt.remote) else { return true };
+        match self.core.shared.cookies.judge(&punt.data, remote, punt.remote_port) {
+            Verdict::Pass => true,
+            Verdict::Drop => false,
+            Verdict::Answer(reply) => {
+                // A port of 0 cannot be answered, and whatever fails is counted: a stranger is owed nothing.
+                let _ = self.send_ike(punt.local, punt.local_port, SocketAddr::new(remote, punt.remote_port), &reply);
+                false
+            }
+        }
+    }
+
+    /// Ask strangers for cookies (RFC 7296 section 2.6), or with an empty `secret` let them pass.
+    pub fn set_cookie_gate(&self, version: u8, secret: &[u8], previous: &[u8]) {
+        if secret.is_empty() {
+            self.core.shared.cookies.open();
+        } else {
+            self.core.shared.cookies.shut(version, secret, previous);
+        }
+    }
+
+    /// Cookies that the gate has sent, and messages that it has dropped.
+    pub fn cookie_gate_counts(&self) -> (u64, u64) {
+        self.core.shared.cookies.counts()
     }
 }
 

@@ -93,6 +93,19 @@ impl Dataplane {
         self.engine.send_ike(local, integer("local_port", local_port)?, remote, datagram).map_err(raise)
     }
 
+    /// Answer IKE_SA_INIT requests without a good cookie by one, before they become punts (RFC 7296 section 2.6).
+    ///
+    /// `version` numbers `secret`; cookies of `previous` (empty: none) still count. An empty `secret` ends it.
+    fn set_cookie_gate(&self, version: i64, secret: &[u8], previous: &[u8]) -> PyResult<()> {
+        self.engine.set_cookie_gate(integer("version", version)?, secret, previous);
+        Ok(())
+    }
+
+    /// Cookies that the gate has sent, and messages that it has dropped.
+    fn cookie_gate_counts(&self) -> (u64, u64) {
+        self.engine.cookie_gate_counts()
+    }
+
     /// Send a NAT keepalive (RFC 3948 section 2.3) from `nat_port`.
     fn send_keepalive(&self, local: &str, remote: &str, remote_port: i64) -> PyResult<()> {
         let local = convert::optional_address("local", local)?;
@@ -154,7 +167,7 @@ impl Dataplane {
     /// The oldest punts. RuntimeError once if a worker thread has failed.
     fn take_punts(&self, py: Python<'_>, limit: i64) -> PyResult<Vec<Punt>> {
         let limit: u32 = integer("limit", limit)?;
-        let punts = self.engine.take_punts(limit as usize).map_err(raise)?;
+        let punts = py.detach(|| self.engine.take_punts(limit as usize)).map_err(raise)?;
         Ok(punts.iter().map(|punt| Punt::new(py, punt)).collect())
     }
 }

@@ -156,6 +156,15 @@ class Dataplane(Tables):
         `local` "" lets the kernel choose the source. A send that fails is counted, not raised.
         """
 
+    def set_cookie_gate(self, version: int, secret: bytes, previous: bytes) -> None:
+        """Answer IKE_SA_INIT requests without a good cookie by one, before they become punts (RFC 7296 section 2.6).
+
+        `version` numbers `secret`; cookies of `previous` (empty: none) still count. An empty `secret` ends it.
+        """
+
+    def cookie_gate_counts(self) -> tuple[int, int]:
+        """Cookies that the gate has sent, and messages that it has dropped."""
+
     def send_keepalive(self, local: str, remote: str, remote_port: int) -> None:
         """Send a NAT keepalive (RFC 3948 section 2.3) from `nat_port`."""
 
