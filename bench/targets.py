@@ -211,8 +211,8 @@ def _flood(flood: Result | None) -> Iterator[Verdict]:
     lost = None if flood is None else 100 * flood["pings"]["lost"] / max(1, flood["pings"]["sent"])
     yield _Limit(1, False, " %").judge(f"{name}: pings lost through a live tunnel", lost)
     yield _Limit(2, False, " s").judge(f"{name}: slowest legitimate handshake", number("slowest_seconds"))
-    growth = None if flood is None else flood["memory_growth_octets"] / 2**20
-    yield _Limit(8, False, " MiB", 1).judge(f"{name}: growth of memory", growth)
+    growth = None if flood is None else 1 + flood["memory_growth_octets"] / flood["memory_octets"]
+    yield _Limit(1.2, False).judge(f"{name}: memory after / before, newcomers included", growth)
 
 
 def _next_hop_server(result: Result) -> Iterator[Verdict]:

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
-from bench.control.bed import RESPONDER, SUITES, ControlBed
+from bench.control.bed import PRIORITY, RESPONDER, SUITES, ControlBed
 from bench.control.handshakes import IN_FLIGHT, start
 from bench.control.responders import Dsvpn, Secrets, gateway_configuration
 from bench.environment import ROOT, python
@@ -67,9 +67,9 @@ def measure(
         memory = hub.memory()
         busy = hub.processor_seconds()
         counters = _counters(hub)
-        argv = ["ip", "netns", "exec", bed.initiators.name, str(program), str(_SPOOFED.network_address),
+        argv = ["ip", "netns", "exec", bed.initiators.name, *PRIORITY, str(program), str(_SPOOFED.network_address),
                 str(_SPOOFED.prefixlen), str(RESPONDER), str(rate), str(seconds)]  # fmt: skip
-        sender = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=False)
+        sender = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         assert sender.stdin is not None
         sender.stdin.write(request())
         sender.stdin.close()

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 import dsvpn
-from bench.control.bed import ESP_SUITE, IDENTITIES, RESPONDER, SUITES, ControlBed, processors
+from bench.control.bed import ESP_SUITE, IDENTITIES, PRIORITY, RESPONDER, SUITES, ControlBed, processors
 from bench.control.debian import unpacked
 from bench.environment import ROOT, python
 from dsvpn.errors import HostError
@@ -118,7 +118,9 @@ class Responder(ABC):
         self._bed = bed
         log = bed.directory / f"{self.name}.log"
         # `taskset` and `env` become the program that they start: the process id is the responder's.
-        self._process = bed.run.spawn(["taskset", "-c", str(processors()[0]), *argv], log, namespace=bed.responder.name)
+        self._process = bed.run.spawn(
+            [*PRIORITY, "taskset", "-c", str(processors()[0]), *argv], log, namespace=bed.responder.name
+        )
         self._pid = self._process.pid
         return log
 

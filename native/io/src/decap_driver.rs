@@ -1,15 +1,18 @@
 //! Underlay to TUN: receive, decapsulate, write, until the socket has no more.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use dsvpn_dataplane::{Datagram, DecapConfig, Shared, TablesReader, TunBatch};
+use dsvpn_dataplane::{Datagram, DatagramKind, DecapConfig, Shared, TablesReader, TunBatch, Verdict};
 use dsvpn_wire::virtio::{GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4};
 
 use crate::clock::Clock;
 use crate::descriptors::Descriptors;
 use crate::encap_driver::Drained;
+use crate::engine::NON_ESP_MARKER;
 use crate::prefetch::Decap;
 use crate::receive::{RECEIVE_ARENA, ReceiveRing};
+use crate::send::SendRing;
 use crate::socket::Socket;
 use crate::tun_output::TunOutput;
 
@@ -27,6 +30,7 @@ pub struct DecapDriver {
     batch: TunBatch,
     ring: ReceiveRing,
     output: TunOutput,
+    replies: SendRing,
 }
 
 impl DecapDriver {
@@ -41,6 +45,7 @@ impl DecapDriver {
             batch: TunBatch::new(),
             ring: ReceiveRing::new(),
             output: TunOutput::new(),
+            replies: SendRing::new(),
         }
     }
 
@@ -59,6 +64,9 @@ impl DecapDriver {
             match self.ring.receive(socket, &mut self.arena, &mut self.datagrams, counters) {
                 Ok(receipt) => {
                     drained.packets += receipt.messages;
+                    if self.shared.cookies.is_shut() {
+                        self.answer_strangers(socket);
+                    }
                     if !self.datagrams.is_empty() {
                         self.forward(descriptors);
                     }
@@ -73,6 +81,33 @@ impl DecapDriver {
             }
         }
         drained
+    }
+
+    /// While strangers need cookies they get them here: they would fill the queue to the control plane.
+    ///
+    /// Datagrams that the kernel joined are left to those who take from the queue, and so is what was queued before.
+    #[cold]
+    fn answer_strangers(&mut self, socket: &Socket) {
+        let Self { shared, arena, datagrams, replies, .. } = self;
+        datagrams.retain(|datagram| {
+            let octets = &arena[datagram.offset as usize..][..datagram.length as usize];
+            let (message, marker) = match (datagram.kind, octets) {
+                _ if datagram.segment_size != 0 => return true,
+                (DatagramKind::UdpIke, message) => (message, &NON_ESP_MARKER[..0]),
+                (DatagramKind::UdpNat, [0, 0, 0, 0, message @ ..]) => (message, &NON_ESP_MARKER[..]),
+                _ => return true,
+            };
+            match shared.cookies.judge(message, datagram.remote, datagram.remote_port) {
+                Verdict::Pass => true,
+                Verdict::Answer(reply) if datagram.remote_port != 0 => {
+                    let remote = SocketAddr::new(datagram.remote, datagram.remote_port);
+                    let whole = [marker, &reply[..]].concat();
+                    replies.send_datagram(socket, datagram.local, remote, &whole, &shared.counters);
+                    false
+                }
+                Verdict::Answer(_) | Verdict::Drop => false,
+            }
+        });
     }
 
     fn forward(&mut self, descriptors: &Descriptors) {

@@ -32,7 +32,7 @@ const COMMIT_PAUSE: Duration = Duration::from_micros(20);
 const MAX_JUDGED: usize = 4096;
 
 /// RFC 3948 section 2.2: what tells IKE from ESP on the NAT traversal port.
-const NON_ESP_MARKER: [u8; 4] = [0; 4];
+pub const NON_ESP_MARKER: [u8; 4] = [0; 4];
 
 /// RFC 3948 section 2.3.
 const KEEPALIVE: [u8; 1] = [0xff];
