@@ -12,15 +12,16 @@ from typing import Literal
 
 from dsvpn.addresses import Address, Path, Prefix
 
-#: How a packet is wrapped on the underlay: ESP in UDP (RFC 3948), ESP as protocol 50, or plain GRE (protocol 47).
-Encapsulation = Literal["udp", "esp", "gre"]
+#: How a packet is wrapped on the underlay: ESP in UDP (RFC 3948), ESP as protocol 50, the same in tunnel mode, or plain
+#: GRE (protocol 47).
+Encapsulation = Literal["udp", "esp", "esp-tunnel", "gre"]
 
 
 @dataclass(frozen=True, slots=True)
 class SetAdjacency:
     """Make or replace the adjacency of one peer in one tunnel.
 
-    `path` ports are 0 for "esp" and "gre". `mtu` is the largest inner packet in octets that fits the
+    `path` ports are 0 but for "udp". `mtu` is the largest inner packet in octets that fits the
     underlay. An adjacency of an encapsulation with ESP carries traffic only once it has an outbound SA.
     """
 

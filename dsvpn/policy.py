@@ -73,13 +73,23 @@ def ike_profile(name: str, ipsec: IpsecConfig, material: Material, ppks: Sequenc
             tries=schedule.tries,
         ),
         replay_window=ipsec.replay_window,
-        mobike=ipsec.mobike,
+        # The inner addresses of tunnel mode are what its traffic selectors name: they cannot move.
+        mobike=ipsec.mobike and ipsec.mode == "transport",
         additional_addresses=ipsec.additional_addresses,
         prohibit_nat=ipsec.nat == "refuse",
+        tunnel_mode=ipsec.mode == "tunnel",
+        esn=ipsec.extended_sequence_numbers,
         ppks=tuple(
             Ppk(section.id.encode(), key, section.required) for section, key in zip(ipsec.ppk, ppks, strict=True)
         ),
     )
+
+
+def esp_encapsulation(ipsec: IpsecConfig, udp: bool) -> Encapsulation:
+    """How the packets of a CHILD_SA of this profile go; `udp` is what IKE found out."""
+    if udp:
+        return "udp"
+    return "esp-tunnel" if ipsec.mode == "tunnel" else "esp"
 
 
 def inner_mtu(
@@ -92,6 +102,9 @@ def inner_mtu(
         return underlay_mtu - _IP_HEADER[version] - gre
     suite = parse_esp_suite(transform)
     plaintext = _plaintext(underlay_mtu, version, encapsulation, suite)
+    if encapsulation == "esp-tunnel":
+        # GRE has an IP header of its own inside.
+        gre += _IP_HEADER[version]
     return plaintext - plaintext % suite.block_length - _ESP_TRAILER - gre
 
 
@@ -103,8 +116,12 @@ def tunnel_mtu(tunnel: TunnelConfig, underlay_mtu: int, version: int = 4, ipsec:
     if not tunnel.protected:
         return inner_mtu(underlay_mtu, version, "gre", tunnel.key)
     gre = _GRE_HEADER + (0 if tunnel.key is None else _GRE_KEY)
+    if ipsec is not None and ipsec.mode == "tunnel":
+        gre += _IP_HEADER[version]
     suites = [parse_esp_suite(text) for text in (("aes128gcm16",) if ipsec is None else ipsec.esp)]
-    plaintext = min(_plaintext(underlay_mtu, version, "udp", suite) for suite in suites)
+    # Tunnel mode goes without UDP; in transport mode it depends on the path.
+    encapsulation = esp_encapsulation(ipsec, udp=ipsec.mode == "transport") if ipsec is not None else "udp"
+    plaintext = min(_plaintext(underlay_mtu, version, encapsulation, suite) for suite in suites)
     return plaintext - plaintext % _CIPHER_BLOCK - _ESP_TRAILER - gre
 
 

@@ -317,6 +317,7 @@ class IpsecConfig(_Section):
     """[ipsec.NAME]: a profile, bound to tunnels by their `ipsec` key."""
 
     mode: Literal["transport", "tunnel"] = "transport"
+    """"transport": works with NAT. "tunnel": GRE has an IP header of its own inside ESP; for paths without NAT."""
     encapsulation: Literal["auto", "udp"] = "auto"
     """"auto": ESP in UDP where there is a NAT, else protocol 50. "udp": always in UDP (faster: it has offloads)."""
     ike: Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)] = (
@@ -351,7 +352,13 @@ class IpsecConfig(_Section):
     fragment_size: int = Field(default=1280, ge=576, le=65535)
     """Octets of the largest IP datagram that a long IKE message goes in; a longer one is sent in fragments."""
     replay_window: int = Field(default=1024, ge=0, le=8192)
-    """Packets; 0 turns the check off."""
+    """Packets, in steps of 64; 0 turns the check off."""
+    esn: bool | None = None
+    """Extended (64-bit) sequence numbers (RFC 4303 section 2.2.1): true takes them where the peer has them,
+    false never. Default: true, unless `replay_window` is 0."""
+    keepalive: Duration = Field(default=20.0, ge=0, le=3600)
+    """How often the binding of a NAT before us is refreshed (RFC 3948 section 4), seconds; 0 never does. 20 s is under
+    the shortest UDP timers of common NATs."""
     retransmission: RetransmissionSection = RetransmissionSection()
     ppk: Annotated[tuple[PpkSection, ...], BeforeValidator(listed)] = ()
     """Post-quantum preshared keys: a caller uses the first, the called one that which the caller names."""
@@ -363,14 +370,16 @@ class IpsecConfig(_Section):
     """"refuse": no SA whose messages a NAT has changed, with peers that have MOBIKE."""
     auth: AuthConfig
 
-    @field_validator("mode")
+    @property
+    def extended_sequence_numbers(self) -> bool:
+        """`esn` with its default."""
+        return self.replay_window > 0 if self.esn is None else self.esn
+
+    @field_validator("keepalive")
     @classmethod
-    def _mode_is_built(cls, value: str) -> str:
-        if value == "tunnel":
-            raise ValueError(
-                "tunnel mode cannot work behind NAT, because NHRP does not learn post-NAT addresses in it, "
-                'and this version has it for no path; write mode = "transport"'
-            )
+    def _keepalive_is_bearable(cls, value: float) -> float:
+        if 0 < value < 1:
+            raise ValueError(f'a keepalive every {value:g} s is a flood; write "1s" or more, or 0 for none')
         return value
 
     @field_validator("child_lifetime_bytes", "child_lifetime_packets")
@@ -387,6 +396,22 @@ class IpsecConfig(_Section):
         if 0 < value < _MIN_REAUTHENTICATION:
             raise ValueError(f"{value:g} s is too short; write at least {_MIN_REAUTHENTICATION:g} s, or 0 for never")
         return value
+
+    @model_validator(mode="after")
+    def _esn_has_a_window(self) -> Self:
+        if self.esn and not self.replay_window:
+            # RFC 4303 section 3.3.3: the receiver needs the window to know the high half of a sequence number.
+            raise ValueError("esn needs a replay window; write replay_window = 1024, or leave esn out")
+        return self
+
+    @model_validator(mode="after")
+    def _tunnel_mode_goes_without_udp(self) -> Self:
+        if self.mode == "tunnel" and self.encapsulation == "udp":
+            raise ValueError(
+                "tunnel mode cannot pass NAT, because NHRP does not learn post-NAT addresses in it, and "
+                'encapsulation = "udp" pretends that there is one; write mode = "transport", or encapsulation = "auto"'
+            )
+        return self
 
     @field_validator("ppk")
     @classmethod
@@ -456,6 +481,19 @@ class Config(_Section):
                     f'tunnel.{name}.ipsec names the profile "{tunnel.ipsec}", which is not in the file ({known}); '
                     f'add [ipsec.{tunnel.ipsec}] or write ipsec = "none"'
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _nobody_forces_udp_on_tunnel_mode(self) -> Self:
+        forcing = [name for name, profile in self.ipsec.items() if profile.encapsulation == "udp"]
+        tunnel_mode = [name for name, profile in self.ipsec.items() if profile.mode == "tunnel"]
+        if forcing and tunnel_mode:
+            # Which profile a caller means is known after NAT detection: what one forces, every caller gets.
+            raise ValueError(
+                f"ipsec.{forcing[0]} forces UDP encapsulation on every caller, and ipsec.{tunnel_mode[0]} is tunnel "
+                f'mode, which cannot pass NAT; write encapsulation = "auto" in [ipsec.{forcing[0]}], or '
+                f'mode = "transport" in [ipsec.{tunnel_mode[0]}]'
+            )
         return self
 
     @model_validator(mode="after")

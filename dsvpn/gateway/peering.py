@@ -23,13 +23,14 @@ from dsvpn.config.model import Config
 from dsvpn.gateway.agenda import Agenda
 from dsvpn.gateway.events import Level
 from dsvpn.gateway.ids import IdPool
+from dsvpn.gateway.keepalives import Keepalives
 from dsvpn.gateway.peers import Child, Peer, PeerTable
 from dsvpn.gateway.roaming import Roaming
 from dsvpn.gateway.tunnel import Tunnel
 from dsvpn.ike import events as ike_events
 from dsvpn.ike.engine import IkeEngine
 from dsvpn.nhrp import events as nhrp_events
-from dsvpn.policy import call_delay, inner_mtu
+from dsvpn.policy import call_delay, esp_encapsulation, inner_mtu
 
 IKE_PORT = 500
 #: A peer that called but that no mapping wants is let go after this long, seconds.
@@ -47,8 +48,6 @@ CONFIRMATION_DELAY = 3.0
 STEADY = 60.0
 #: Refused callers that `dsvpn show peers` remembers.
 MAX_REFUSED = 64
-#: RFC 3948 section 4 leaves the interval to the sender; 20 s is under the shortest UDP timers of common NATs.
-KEEPALIVE_INTERVAL = 20.0
 
 
 class Peering:
@@ -85,7 +84,7 @@ class Peering:
         self._confirmations: Agenda[Peer] = Agenda()
         self._established: dict[int, float] = {}
         self._initiated: set[int] = set()
-        self._keepalive_at: float | None = None
+        self._keepalives = Keepalives({name: profile.keepalive for name, profile in config.ipsec.items()})
 
     # -- time ------------------------------------------------------------------------------------------------
 
@@ -104,8 +103,7 @@ class Peering:
             first = agenda.next()
             if first is not None:
                 yield first
-        if self._keepalive_at is not None:
-            yield self._keepalive_at
+        yield from self._keepalives.timers()
         if (due := self.roaming.get_timer()) is not None:
             yield due
 
@@ -127,11 +125,7 @@ class Peering:
 
     def keepalives(self, now: float) -> list[Path]:
         """Paths whose NAT binding has to be refreshed (RFC 3948 section 4)."""
-        if self._keepalive_at is None or now < self._keepalive_at:
-            return []
-        paths = [peer.path for peer in self.peers if peer.up and peer.local_nat and peer.path is not None]
-        self._keepalive_at = now + KEEPALIVE_INTERVAL if paths else None
-        return paths
+        return self._keepalives.paths(self.peers, now)
 
     # -- what was heard --------------------------------------------------------------------------------------
 
@@ -400,8 +394,8 @@ class Peering:
             self._initiated.add(event.ike_sa)
         role = "initiator" if event.initiator else "responder"
         self._report("info", "ike_established", f"IKE SA with {peer.identity} at {remote} established ({role})")
-        if event.local_nat and self._keepalive_at is None:
-            self._keepalive_at = now + KEEPALIVE_INTERVAL
+        if event.local_nat:
+            self._keepalives.start(event.profile, now)
 
     def _on_ike_deleted(self, ike_sa: int, reason: str, now: float) -> None:
         peer = self.peers.by_ike_sa(ike_sa)
@@ -432,7 +426,7 @@ class Peering:
             suite=event.suite,
             outbound_keymat=event.outbound_keymat,
             esn=event.esn,
-            encapsulation="udp" if event.udp_encapsulation else "esp",
+            encapsulation=esp_encapsulation(self.config.ipsec[event.profile], event.udp_encapsulation),
             path=event.path,
             ready=event.outbound_ready,
             ike_sa=event.ike_sa,
@@ -508,8 +502,8 @@ class Peering:
                 child.path = path
                 child.encapsulation = "udp" if event.udp_encapsulation else "esp"
         peer.local_nat, peer.remote_nat = event.local_nat, event.remote_nat
-        if event.local_nat and self._keepalive_at is None:
-            self._keepalive_at = now + KEEPALIVE_INTERVAL
+        if event.local_nat and peer.profile is not None:
+            self._keepalives.start(peer.profile, now)
         moved = peer.nbma != remote
         if moved:
             self.peers.move(peer, remote)
@@ -524,7 +518,7 @@ class Peering:
 
     def _use_path(self, peer: Peer, child: Child) -> None:
         path = child.path
-        if child.encapsulation == "esp":
+        if child.encapsulation != "udp":
             path = Path(Endpoint(path.local.address, 0), Endpoint(path.remote.address, 0))
         if (peer.path, peer.encapsulation, peer.transform) != (path, child.encapsulation, child.suite):
             peer.path, peer.encapsulation, peer.transform = path, child.encapsulation, child.suite

@@ -1,7 +1,7 @@
-"""What IKE_AUTH and CREATE_CHILD_SA have in common: negotiating a CHILD_SA in transport mode.
+"""What IKE_AUTH and CREATE_CHILD_SA have in common: negotiating a CHILD_SA.
 
-N(USE_TRANSPORT_MODE), SA, TSi, TSr  -->
-                                <--  N(USE_TRANSPORT_MODE), SA, TSi, TSr
+[N(USE_TRANSPORT_MODE),] SA, TSi, TSr  -->
+                                <--  [N(USE_TRANSPORT_MODE),] SA, TSi, TSr
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dsvpn.errors import PeerError
 from dsvpn.ike import selectors
 from dsvpn.ike.key_exchange import KeyExchange, answer_key_exchange
 from dsvpn.ike.keymat import derive_child_keymat
+from dsvpn.ike.mode import check_answered_mode, check_requested_mode, mode_payloads
 from dsvpn.ike.proposals import check_esp_answer, choose_esp, offer_esp
 from dsvpn.ike.suites import Additional, EspSuite
 from dsvpn.ike.task import Payloads
@@ -47,11 +48,13 @@ class Negotiated:
 
 
 def offer_child(sa: IkeSa, suites: Sequence[EspSuite], spi: int, with_groups: bool) -> list[wire.Payload]:
-    """USE_TRANSPORT_MODE, SA, TSi and TSr of a request; the caller puts nonce and KE behind SA."""
+    """The mode, SA, TSi and TSr of a request; the caller puts nonce and KE behind SA."""
+    profile = sa.association.profile
+    assert profile is not None
     ts_i, ts_r = selectors.propose(sa.association.path)
     return [
-        wire.Notify(NotifyType.USE_TRANSPORT_MODE),
-        offer_esp(suites, spi, with_groups),
+        *mode_payloads(profile),
+        offer_esp(suites, spi, with_groups, profile.esn),
         wire.TrafficSelectorsInitiator((ts_i,)),
         wire.TrafficSelectorsResponder((ts_r,)),
     ]
@@ -74,9 +77,9 @@ def accept_answer(
     ts_r = wire.find(payloads, wire.TrafficSelectorsResponder)
     if answer is None or ts_i is None or ts_r is None:
         raise PeerError("peer's answer has no CHILD_SA")
-    if wire.find_notify(payloads, NotifyType.USE_TRANSPORT_MODE) is None:
-        raise PeerError("peer insists on tunnel mode; configure transport mode there")
-    choice = check_esp_answer(suites, answer, with_groups)
+    assert association.profile is not None
+    check_answered_mode(association.profile, payloads)
+    choice = check_esp_answer(suites, answer, with_groups, association.profile.esn)
     if choice is None:
         raise PeerError("peer chose an ESP proposal that was not offered")
     nat = association.udp_encapsulation
@@ -122,8 +125,7 @@ def answer_offer(
     ts_r = wire.find(payloads, wire.TrafficSelectorsResponder)
     if ts_i is None or ts_r is None:
         raise PeerError("peer's request for a CHILD_SA lacks traffic selectors", NotifyType.INVALID_SYNTAX)
-    if wire.find_notify(payloads, NotifyType.USE_TRANSPORT_MODE) is None:
-        raise PeerError("peer asks for tunnel mode; configure transport mode there", NotifyType.NO_PROPOSAL_CHOSEN)
+    check_requested_mode(profile, payloads, local_nat=association.local_nat, remote_nat=association.remote_nat)
     narrowed = selectors.narrow(
         ts_i.selectors,
         ts_r.selectors,
@@ -133,7 +135,7 @@ def answer_offer(
     )
     if narrowed is None:
         raise PeerError("peer's traffic selectors have no GRE between the two ends", NotifyType.TS_UNACCEPTABLE)
-    choice = choose_esp(profile.esp, offer, 0, with_groups)
+    choice = choose_esp(profile.esp, offer, 0, with_groups, profile.esn)
     if choice is None:
         raise PeerError("no ESP suite in common", NotifyType.NO_PROPOSAL_CHOSEN)
     secret = public = b""

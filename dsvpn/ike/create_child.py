@@ -40,6 +40,7 @@ from dsvpn.ike.child_sa import MAX_CHILDREN, ChildSa, ChildState
 from dsvpn.ike.delete import DeleteStillborn
 from dsvpn.ike.followup import Followup, take_link, take_public_value
 from dsvpn.ike.key_exchange import KeyExchange, make_key_exchange
+from dsvpn.ike.mode import mode_payloads
 from dsvpn.ike.suites import Group
 from dsvpn.ike.task import Payloads, Task, first_error
 from dsvpn.wire import ikev2 as wire
@@ -97,13 +98,13 @@ class CreateChild(Task):
             self.group = next((suite.group for suite in profile.esp if suite.group is not None), None)
         self.nonce = context.new_nonce()
         self.tries += 1
-        transport, offer, ts_i, ts_r = offer_child(sa, profile.esp, self.inbound_spi, with_groups=True)
+        *mode, offer, ts_i, ts_r = offer_child(sa, profile.esp, self.inbound_spi, with_groups=True)
         payloads: list[wire.Payload] = []
         if old is not None:
             old.rekey = self
             spi = old.inbound_spi.to_bytes(4, "big")
             payloads.append(wire.Notify(NotifyType.REKEY_SA, b"", ProtocolId.ESP, spi))
-        payloads += (transport, offer, wire.Nonce(self.nonce))
+        payloads += (*mode, offer, wire.Nonce(self.nonce))
         if self.group is not None:
             self.key_exchange = make_key_exchange(self.group, context.random)
             payloads.append(wire.KeyExchange(self.group.key_exchange_id, self.key_exchange.public))
@@ -321,7 +322,8 @@ def respond_create_child(
         _install_answered(sa, old, new, now)
     assert new.sa is not None
     assert new.selectors is not None
-    answer: list[wire.Payload] = [wire.Notify(NotifyType.USE_TRANSPORT_MODE), new.sa, wire.Nonce(nonces[1])]
+    assert sa.association.profile is not None
+    answer: list[wire.Payload] = [*mode_payloads(sa.association.profile), new.sa, wire.Nonce(nonces[1])]
     if new.public:
         assert new.suite.group is not None
         answer.append(wire.KeyExchange(new.suite.group.key_exchange_id, new.public))

@@ -17,6 +17,7 @@ from dsvpn.ike.ike_auth import IkeAuth
 from dsvpn.ike.intermediate import IkeIntermediate
 from dsvpn.ike.key_exchange import KeyExchange, make_key_exchange
 from dsvpn.ike.keymat import derive_ike_keys
+from dsvpn.ike.mode import refuse_nat
 from dsvpn.ike.ppk import is_required
 from dsvpn.ike.profile import IkeProfile
 from dsvpn.ike.proposals import check_ike_answer, offer_ike
@@ -151,6 +152,7 @@ class IkeSaInit(Task):
 
         association = sa.association
         findings = nat.detect(payloads, sa.initiator_spi, responder_spi, Path(path.local, association.path.remote))
+        refuse_nat(self.profile, local_nat=findings.local_nat, remote_nat=findings.remote_nat)
         sa.responder_spi = responder_spi
         sa.nonce_r = nonce.data
         sa.init_response = data

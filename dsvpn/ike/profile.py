@@ -53,6 +53,8 @@ class IkeProfile:
     `dpd_interval` is the silence after which the peer is asked for a sign of life; 0 never asks.
     `mobike`: either end may move to other addresses (RFC 4555); `additional_addresses` are ours beside the one that IKE
     uses, for peers to try. `prohibit_nat`: calls that pass a NAT are refused by peers that have MOBIKE.
+    `tunnel_mode` makes CHILD_SAs in tunnel mode, and none where there is a NAT. `esn` False never uses extended
+    sequence numbers.
     `ppks` are the post-quantum preshared keys: an initiator uses the first, a responder the one that the peer names.
     """
 
@@ -81,6 +83,8 @@ class IkeProfile:
     mobike: bool = False
     additional_addresses: tuple[Address, ...] = ()
     prohibit_nat: bool = False
+    tunnel_mode: bool = False
+    esn: bool = True
 
     def __post_init__(self) -> None:
         if not self.ike or not self.esp:
@@ -96,6 +100,8 @@ class IkeProfile:
             self.credentials.check_identity(self.local_identity)
         if self.fragment_size < MIN_FRAGMENT_SIZE:
             raise MisuseError(f"profile {self.name!r}: fragment_size {self.fragment_size} is below {MIN_FRAGMENT_SIZE}")
+        if self.tunnel_mode and self.force_udp_encapsulation:
+            raise MisuseError(f"profile {self.name!r} has tunnel mode and forces UDP encapsulation; choose one of them")
         if not 0.0 < self.rekey_margin < 0.5:
             raise MisuseError(f"profile {self.name!r}: rekey_margin {self.rekey_margin} is not between 0 and 0.5")
         for name in ("ike_lifetime", "child_lifetime"):

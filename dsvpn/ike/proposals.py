@@ -43,16 +43,17 @@ def offer_ike(suites: Sequence[IkeSuite], spi: bytes = b"") -> SecurityAssociati
     )
 
 
-def offer_esp(suites: Sequence[EspSuite], spi: int, with_groups: bool) -> SecurityAssociation:
-    """One proposal per suite, extended sequence numbers preferred. IKE_AUTH has no KE payload and so offers no
-    groups (RFC 7296 section 1.2)."""
+def offer_esp(suites: Sequence[EspSuite], spi: int, with_groups: bool, esn: bool = True) -> SecurityAssociation:
+    """One proposal per suite, extended sequence numbers preferred, or not offered without
+    `esn`. IKE_AUTH has no KE payload and so offers no groups (RFC 7296 section 1.2)."""
     proposals = []
     for number, suite in enumerate(suites, 1):
         transforms = _protection(suite)
         if with_groups and suite.group is not None:
             transforms.append(Transform(TransformType.KE, suite.group.key_exchange_id))
             transforms += _additional_transforms(suite.additional)
-        transforms.append(Transform(TransformType.ESN, EsnId.ESN))
+        if esn:
+            transforms.append(Transform(TransformType.ESN, EsnId.ESN))
         transforms.append(Transform(TransformType.ESN, EsnId.NONE))
         proposals.append(Proposal(number, ProtocolId.ESP, spi.to_bytes(4, "big"), tuple(transforms)))
     return SecurityAssociation(tuple(proposals))
@@ -71,8 +72,11 @@ def choose_ike(suites: Iterable[IkeSuite], offer: SecurityAssociation, spi: byte
     return None
 
 
-def choose_esp(suites: Iterable[EspSuite], offer: SecurityAssociation, spi: int, with_groups: bool) -> EspChoice | None:
-    """The first of `suites` that `offer` has, with extended sequence numbers where the peer has them."""
+def choose_esp(
+    suites: Iterable[EspSuite], offer: SecurityAssociation, spi: int, with_groups: bool, esn: bool = True
+) -> EspChoice | None:
+    """The first of `suites` that `offer` has, with extended sequence numbers where the peer has them too; never
+    without `esn`."""
     for suite in suites:
         for proposal in offer.proposals:
             # SPIs 1 to 255 are reserved, 0 is none (RFC 4303 section 2.1).
@@ -83,13 +87,13 @@ def choose_esp(suites: Iterable[EspSuite], offer: SecurityAssociation, spi: int,
                 wanted.append(Transform(TransformType.KE, suite.group.key_exchange_id))
                 wanted += _additional_transforms(suite.additional)
             numbering = {transform.id for transform in proposal.of_type(TransformType.ESN)}
-            esn = EsnId.ESN in numbering
+            extended = esn and EsnId.ESN in numbering
             if numbering:
-                wanted.append(Transform(TransformType.ESN, EsnId.ESN if esn else EsnId.NONE))
+                wanted.append(Transform(TransformType.ESN, EsnId.ESN if extended else EsnId.NONE))
             transforms = _pick(proposal, wanted)
             if transforms is not None:
                 answer = Proposal(proposal.number, ProtocolId.ESP, spi.to_bytes(4, "big"), transforms)
-                return EspChoice(suite, esn, answer, int.from_bytes(proposal.spi, "big"))
+                return EspChoice(suite, extended, answer, int.from_bytes(proposal.spi, "big"))
     return None
 
 
@@ -101,12 +105,14 @@ def check_ike_answer(suites: Sequence[IkeSuite], answer: SecurityAssociation, sp
     return choose_ike((suites[proposal.number - 1],), answer, bytes(spi_length))
 
 
-def check_esp_answer(suites: Sequence[EspSuite], answer: SecurityAssociation, with_groups: bool) -> EspChoice | None:
+def check_esp_answer(
+    suites: Sequence[EspSuite], answer: SecurityAssociation, with_groups: bool, esn: bool = True
+) -> EspChoice | None:
     """The suite that a peer chose out of `offer_esp(suites)`; None for an answer that was not on offer."""
     proposal = _single(answer, len(suites))
     if proposal is None:
         return None
-    return choose_esp((suites[proposal.number - 1],), answer, 0, with_groups)
+    return choose_esp((suites[proposal.number - 1],), answer, 0, with_groups, esn)
 
 
 def _single(answer: SecurityAssociation, offered: int) -> Proposal | None:

@@ -10,6 +10,7 @@ from dsvpn.ike import childless, mobike
 from dsvpn.ike.authentication import proof as proofs
 from dsvpn.ike.child_exchange import answer_offer
 from dsvpn.ike.identity import Identity
+from dsvpn.ike.mode import mode_payloads
 from dsvpn.ike.ppk import choose_ppk, mixed_keys, plain_keys, proof_data, take_keys
 from dsvpn.ike.profile import IkeProfile
 from dsvpn.ike.state import IkeState
@@ -81,7 +82,7 @@ def respond_auth(sa: IkeSa, payloads: Payloads, path: Path, now: float) -> list[
     return [
         *answer,
         *association.reauthentication.lifetime_payloads(now),
-        wire.Notify(NotifyType.USE_TRANSPORT_MODE),
+        *mode_payloads(profile),
         child.sa,
         wire.TrafficSelectorsInitiator((child.selectors[0],)),
         wire.TrafficSelectorsResponder((child.selectors[1],)),

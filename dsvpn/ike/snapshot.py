@@ -42,11 +42,11 @@ def association_status(association: Association, now: float) -> IkeSaStatus:
         mobike=association.mobike is not None,
         peer_addresses=() if association.mobike is None else association.mobike.peer_addresses,
         authentication="" if association.proved is None else association.proved.method,
-        children=tuple(_child_status(child, now) for child in association.children),
+        children=tuple(_child_status(child, profile.tunnel_mode, now) for child in association.children),
     )
 
 
-def _child_status(child: ChildSa, now: float) -> ChildSaStatus:
+def _child_status(child: ChildSa, tunnel_mode: bool, now: float) -> ChildSaStatus:
     rekeyed = child.state in (ChildState.REKEYED, ChildState.LINGERING)
     return ChildSaStatus(
         inbound_spi=child.inbound_spi,
@@ -64,6 +64,7 @@ def _child_status(child: ChildSa, now: float) -> ChildSaStatus:
         packets_out=child.volume.packets_out,
         bytes_out=child.volume.bytes_out,
         used=child.volume.used,
+        mode="tunnel" if tunnel_mode else "transport",
     )
 
 

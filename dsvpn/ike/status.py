@@ -12,7 +12,7 @@ class ChildSaStatus:
     """One CHILD_SA. Times are seconds from the snapshot, 0 for what is under way.
 
     `state` is "installed", "rekeyed" (the old SA of a rekey that
-    still lingers) or "deleting". `outbound_ready` False: the older SA still seals.
+    still lingers) or "deleting". `outbound_ready` False: the older SA still seals. `mode` is "transport" or "tunnel".
     """
 
     inbound_spi: int
@@ -32,6 +32,7 @@ class ChildSaStatus:
     bytes_out: int = 0
     #: The part of the nearest limit by octets, packets or sequence numbers that is used, 0 to 1; 0 without a limit.
     used: float = 0.0
+    mode: str = "transport"
 
 
 @dataclass(frozen=True, slots=True)

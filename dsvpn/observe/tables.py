@@ -331,7 +331,7 @@ def _sa(value: list[dict[str, Any]]) -> list[RenderableType]:
                 f"{child['outbound_spi']:08x}",
                 child["state"],
                 child["suite"],
-                "udp" if child["udp_encapsulation"] else "esp",
+                _way(child),
                 duration(child["age"]),
                 duration(child["rekey_in"]),
                 size(child.get("counters", {}).get("bytes", 0)),
@@ -345,6 +345,12 @@ def _sa(value: list[dict[str, Any]]) -> list[RenderableType]:
         ),
     )
     return [ike, children]
+
+
+def _way(child: dict[str, Any]) -> str:
+    if child.get("mode") == "tunnel":
+        return "esp-tunnel"
+    return "udp" if child["udp_encapsulation"] else "esp"
 
 
 def _routes(value: list[dict[str, Any]]) -> list[RenderableType]:

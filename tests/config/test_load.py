@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dsvpn.config import load_config
+from dsvpn.config.model import IpsecConfig
 from dsvpn.errors import ConfigurationError, HostError
 from dsvpn.ike.half_open import HalfOpenLimits
 from dsvpn.ike.ppk import Ppk
@@ -101,7 +102,20 @@ def test_routes_and_maps(tmp_path: Path) -> None:
         ('"2h"', '"2 fortnights"', "'2 fortnights' is no duration; write \"90s\""),
         ('nbma = "192.0.2.1"', 'nbma = "hub.example"', "tunnel.dsvpn0.nhrp.nhs.0.nbma: 'hub.example' is no IP address"),
         ('"s3cret"', '"longer than eight"', "Cisco's form takes 1 to 8 octets; write a shorter word"),
-        ('mode = "transport"', 'mode = "tunnel"', "tunnel mode cannot work behind NAT"),
+        (
+            'mode = "transport"\nencapsulation = "auto"',
+            'mode = "tunnel"\nencapsulation = "udp"',
+            "tunnel mode cannot pass NAT, because NHRP does not learn post-NAT addresses in it, and "
+            'encapsulation = "udp" pretends that there is one; write mode = "transport", or encapsulation = "auto"',
+        ),
+        ('mode = "transport"', 'mode = "bridge"', "ipsec.default.mode: input should be 'transport' or 'tunnel'"),
+        ('mode = "transport"', "replay_window = 8193", "less than or equal to 8192, not 8193"),
+        (
+            'mode = "transport"',
+            "replay_window = 0\nesn = true",
+            "esn needs a replay window; write replay_window = 1024",
+        ),
+        ('mode = "transport"', 'keepalive = "500ms"', 'a keepalive every 0.5 s is a flood; write "1s" or more'),
         ('"aes128gcm16", "chacha', '"des", "chacha', "ipsec.default.esp: "),
         ('ipsec = "default"', 'ipsec = "other"', 'the profile "other", which is not in the file ("default")'),
         ('protocol = "10.0.0.1"', 'protocol = "10.0.0.11"', "10.0.0.11 is this gateway's own tunnel address"),
@@ -157,6 +171,30 @@ def test_authorize(tmp_path: Path) -> None:
     plain = HUB.replace('source = "192.0.2.1"', 'source = "192.0.2.1"\nipsec = "none"')
     with pytest.raises(ConfigurationError, match="authorize goes by identity"):
         load_config(write(tmp_path, f"{plain}\n[tunnel.dsvpn0.authorize]\n{rules}\n", None))
+
+
+def test_modes_windows_and_keepalives(tmp_path: Path) -> None:
+    def profile(lines: str) -> IpsecConfig:
+        return load_config(write(tmp_path, SPOKE.replace('mode = "transport"', lines))).ipsec["default"]
+
+    assert profile('mode = "tunnel"').mode == "tunnel"
+    assert profile("").replay_window == 1024
+    assert [profile(f"replay_window = {size}").replay_window for size in (0, 1, 64, 8192)] == [0, 1, 64, 8192]
+    # Without a window nobody could tell the high half of a sequence number (RFC 4303 section 3.3.3).
+    assert profile("").extended_sequence_numbers
+    assert not profile("replay_window = 0").extended_sequence_numbers
+    assert not profile("esn = false").extended_sequence_numbers
+    assert profile("esn = true").extended_sequence_numbers
+    assert [profile(f"keepalive = {value}").keepalive for value in ('"0s"', '"5s"', "60")] == [0.0, 5.0, 60.0]
+
+
+def test_nobody_forces_udp_where_another_profile_is_tunnel_mode(tmp_path: Path) -> None:
+    second = '[ipsec.other]\nencapsulation = "udp"\n[ipsec.other.auth]\npsk = "x"\n'
+    text = SPOKE.replace('mode = "transport"', 'mode = "tunnel"') + second
+    with pytest.raises(
+        ConfigurationError, match=r"ipsec\.other forces UDP encapsulation on every caller, and ipsec\.def"
+    ):
+        load_config(write(tmp_path, text))
 
 
 def test_two_tunnels_need_keys_of_their_own(tmp_path: Path) -> None:

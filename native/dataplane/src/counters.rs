@@ -100,8 +100,11 @@ counters! {
     DropUnauthentic = "drop_unauthentic",
     /// ESP that is truncated or has a wrong trailer.
     DropMalformedEsp = "drop_malformed_esp",
-    /// ESP that carries something else than GRE.
+    /// ESP that carries something else than GRE, or GRE in the other mode than the SA's.
     DropWrongNextHeader = "drop_wrong_next_header",
+    /// ESP in tunnel mode whose inner IP header is malformed, a fragment's, not before GRE, or not between the addresses
+    /// that the SA is for (RFC 4301 section 5.2).
+    DropTunnelHeader = "drop_tunnel_header",
     /// GRE with a wrong version, flags, protocol, checksum or length.
     DropMalformedGre = "drop_malformed_gre",
     /// GRE with a key that none of the SA's tunnels has, or that no tunnel has.

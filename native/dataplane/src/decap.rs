@@ -279,12 +279,15 @@ impl<P: Prefetch> Decap<P> {
         let (payload, next_header) = esp::read_trailer(plaintext).ok_or(Counter::DropMalformedEsp)?;
         run.counts.opened.packets += 1;
         run.counts.opened.octets += payload as u64;
-        match next_header {
-            protocol::GRE => {}
+        let (at, end) = match next_header {
+            protocol::GRE => (0, payload),
             protocol::NONE => return Err(Counter::DummiesReceived),
+            protocol::IPV4 | protocol::IPV6 if special::carries(vector.tables, sa) => {
+                special::read(&plaintext[..payload], next_header).ok_or(Counter::DropTunnelHeader)?
+            }
             _ => return Err(Counter::DropWrongNextHeader),
-        }
-        let gre = GreHeader::parse(&plaintext[..payload]).ok_or(Counter::DropMalformedGre)?;
+        };
+        let gre = GreHeader::parse(&plaintext[at..end]).ok_or(Counter::DropMalformedGre)?;
         let adjacency = match run.adjacency {
             Some((key, adjacency)) if key == gre.key => adjacency,
             _ => {
@@ -293,15 +296,25 @@ impl<P: Prefetch> Decap<P> {
                 adjacency
             }
         };
+        if (adjacency.encapsulation == Encapsulation::EspTunnel) != (next_header != protocol::GRE) {
+            return Err(Counter::DropWrongNextHeader);
+        }
+        if next_header != protocol::GRE && !special::is_between(adjacency, &plaintext[..payload]) {
+            return Err(Counter::DropTunnelHeader);
+        }
         if !adjacency.is_at(datagram.remote) || has_moved_port(adjacency, datagram) {
             self.report_moved(vector.run.now_ns, adjacency, datagram);
         }
-        self.payload(vector, datagram, adjacency, &gre, offset + start, payload)
+        self.payload(vector, datagram, adjacency, &gre, offset + start + at, end - at)
     }
 
     /// An authenticated packet came from another address than its adjacency has.
     #[cold]
     fn report_moved(&mut self, now_ns: u64, adjacency: &Adjacency, datagram: &Datagram) {
+        if adjacency.encapsulation == Encapsulation::EspTunnel {
+            // Its addresses stand inside, under the ICV, and were right.
+            return;
+        }
         let mut hash = WordHasher::default();
         hash.write_u32(adjacency.id);
         if self.moved.pass(hash.finish(), now_ns) {

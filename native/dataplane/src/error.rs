@@ -67,6 +67,8 @@ pub enum TablesError {
         /// The port.
         port: u16,
     },
+    /// Tunnel mode without our underlay address.
+    TunnelModeLocal,
     /// An MTU that no inner packet fits, or none needs.
     Mtu(u32),
     /// No suite has this name.
@@ -127,10 +129,12 @@ impl fmt::Display for TablesError {
                 write!(formatter, "{what}: {id} is not below {limit}")
             }
             Self::Protection { tunnel, protected, encapsulation } => {
-                let (is, takes) = if *protected { ("protected", "udp or esp") } else { ("not protected", "gre") };
+                let (is, takes) =
+                    if *protected { ("protected", "udp, esp or esp-tunnel") } else { ("not protected", "gre") };
                 let encapsulation = match encapsulation {
                     Encapsulation::Udp => "udp",
                     Encapsulation::Esp => "esp",
+                    Encapsulation::EspTunnel => "esp-tunnel",
                     Encapsulation::Gre => "gre",
                 };
                 write!(formatter, "encapsulation: tunnel {tunnel} is {is} and takes {takes}, not {encapsulation}")
@@ -142,6 +146,9 @@ impl fmt::Display for TablesError {
                 write!(formatter, "remote_port: udp needs a port from 1 to 65535, not {port}")
             }
             Self::RemotePort { port, .. } => write!(formatter, "remote_port: esp and gre have no port; 0, not {port}"),
+            Self::TunnelModeLocal => {
+                write!(formatter, "local: esp-tunnel needs our underlay address, which stands inside its packets")
+            }
             Self::Mtu(mtu) => write!(formatter, "mtu: {mtu} is not between 68 and 65535"),
             Self::UnknownSuite(name) => {
                 write!(

@@ -1,13 +1,15 @@
 //! ESP beside the AEADs in transport mode, which `output.rs` and `decap.rs` do themselves: what packets under other
-//! transforms look like.
+//! transforms look like, and tunnel mode.
 
 mod hmac;
 mod hmac_suite;
 mod special;
+mod tunnel_mode;
 
 pub(crate) use hmac::HmacCipher;
 pub use hmac_suite::{HmacSuite, Mode};
 pub(crate) use special::{open, write};
+pub(crate) use tunnel_mode::{MAX_HEADER as MAX_TUNNEL_HEADER, carries, header_length, is_between, read};
 
 use dsvpn_wire::esp::{HEADER, TRAILER};
 

@@ -18,24 +18,26 @@ const ALIGNMENT: usize = 16;
 
 /// Octets that a datagram has beyond its inner packet, at most.
 const MAX_OVERHEAD: usize = esp::HEADER_AND_IV + gre::MAX_HEADER + 3 + esp::TRAILER + ICV_LENGTH;
-/// The same under transforms that are no AEADs.
-const MAX_SPECIAL_OVERHEAD: usize = gre::MAX_HEADER + Shape::MAX_OVERHEAD;
+/// The same under transforms that are no AEADs, and in tunnel mode.
+const MAX_SPECIAL_OVERHEAD: usize = special::MAX_TUNNEL_HEADER + gre::MAX_HEADER + Shape::MAX_OVERHEAD;
 
 /// TOS of NHRP: class selector 6, network control (RFC 4594 section 3.2).
 const CONTROL_TOS: u8 = 0xc0;
+
+/// Whether packets are other ones than an AEAD's in transport mode.
+#[inline]
+fn is_special(adjacency: &Adjacency, sa: &OutboundSa) -> bool {
+    !sa.shape.is_aead() || adjacency.encapsulation == Encapsulation::EspTunnel
+}
 
 /// Octets of the datagram that carries an inner packet.
 #[inline]
 fn datagram_length(adjacency: &Adjacency, inner: usize) -> usize {
     let payload = gre::header_length(adjacency.key()) + inner;
-    match adjacency.encapsulation {
-        Encapsulation::Gre => payload,
-        Encapsulation::Udp | Encapsulation::Esp => {
-            if let Some(sa) = adjacency.outbound.as_ref().filter(|sa| !sa.shape.is_aead()) {
-                return sa.shape.packet(payload);
-            }
-            esp::HEADER_AND_IV + payload + esp::padding(payload) + esp::TRAILER + ICV_LENGTH
-        }
+    match &adjacency.outbound {
+        None => payload,
+        Some(sa) if is_special(adjacency, sa) => sa.shape.packet(special::header_length(adjacency) + payload),
+        Some(_) => esp::HEADER_AND_IV + payload + esp::padding(payload) + esp::TRAILER + ICV_LENGTH,
     }
 }
 
@@ -57,8 +59,8 @@ impl<'a> Output<'a> {
     /// How many datagrams with inner packets of at most this length fit for certain.
     #[inline]
     pub(crate) fn room(&self, adjacency: &Adjacency, inner: usize) -> usize {
-        let is_aead = adjacency.outbound.as_ref().is_none_or(|sa| sa.shape.is_aead());
-        let overhead = if is_aead { MAX_OVERHEAD } else { MAX_SPECIAL_OVERHEAD };
+        let special = adjacency.outbound.as_ref().is_some_and(|sa| is_special(adjacency, sa));
+        let overhead = if special { MAX_SPECIAL_OVERHEAD } else { MAX_OVERHEAD };
         self.arena.len().saturating_sub(self.batch.used) / (inner + overhead + ALIGNMENT)
     }
 
@@ -92,7 +94,7 @@ impl<'a> Output<'a> {
             debug_assert!(false, "room was seen");
             return 0;
         };
-        write_datagram(datagram, adjacency, seal, protocol, inner, fill);
+        write_datagram(datagram, adjacency, seal, tos, protocol, inner, fill);
         self.batch.used = offset + length;
         length
     }
@@ -143,6 +145,7 @@ fn write_datagram(
     datagram: &mut [u8],
     adjacency: &Adjacency,
     seal: Option<(&OutboundSa, u64)>,
+    tos: u8,
     protocol: u16,
     inner: usize,
     fill: impl FnOnce(&mut [u8]),
@@ -156,8 +159,8 @@ fn write_datagram(
         fill(body);
         return;
     };
-    if !sa.shape.is_aead() {
-        special::write(datagram, sa, sequence, gre_length + inner, |place| {
+    if is_special(adjacency, sa) {
+        special::write(datagram, adjacency, (sa, sequence), tos, gre_length + inner, |place| {
             let (header, body) = place.split_at_mut(gre_length);
             header.copy_from_slice(&gre[..gre_length]);
             fill(body);
@@ -213,7 +216,7 @@ pub fn encap_nhrp(tables: &Tables, adjacency: u32, packet: &[u8], out: &mut Vec<
     };
     let length = datagram_length(adjacency, packet.len());
     out.resize(length, 0);
-    write_datagram(out, adjacency, seal, gre::NHRP, packet.len(), |place| place.copy_from_slice(packet));
     let tos = if adjacency.copy_dscp() { CONTROL_TOS } else { 0 };
+    write_datagram(out, adjacency, seal, tos, gre::NHRP, packet.len(), |place| place.copy_from_slice(packet));
     Ok(message(adjacency, tos, 0, length))
 }

@@ -168,16 +168,26 @@ impl Adjacency {
         self.flags & COPY_DSCP != 0
     }
 
-    /// Where its messages go.
+    /// Our address, where it is set.
+    #[inline]
+    pub(crate) fn local(&self) -> Option<IpAddr> {
+        (!self.local.is_unspecified()).then(|| self.local.to_canonical())
+    }
+
+    /// The peer's address.
+    #[inline]
+    pub(crate) fn remote(&self) -> IpAddr {
+        self.remote.to_canonical()
+    }
+
+    /// Where its messages go: on the underlay, tunnel mode is ESP like any other.
     #[inline]
     pub fn endpoint(&self, tos: u8) -> Endpoint {
-        Endpoint {
-            encapsulation: self.encapsulation,
-            local: (!self.local.is_unspecified()).then(|| self.local.to_canonical()),
-            remote: self.remote.to_canonical(),
-            remote_port: self.remote_port,
-            tos,
-        }
+        let encapsulation = match self.encapsulation {
+            Encapsulation::EspTunnel => Encapsulation::Esp,
+            other => other,
+        };
+        Endpoint { encapsulation, local: self.local(), remote: self.remote(), remote_port: self.remote_port, tos }
     }
 
     /// Whether a datagram of this address comes from it.

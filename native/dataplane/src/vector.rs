@@ -35,6 +35,9 @@ pub enum Encapsulation {
     Udp,
     /// ESP as IP protocol 50.
     Esp,
+    /// ESP as IP protocol 50 in tunnel mode (RFC 4303 section 3.1.2): GRE has an IP header of its own between the two
+    /// underlay addresses, inside ESP. Only adjacencies have it; to the underlay it is [`Encapsulation::Esp`].
+    EspTunnel,
     /// Plain GRE as IP protocol 47.
     Gre,
 }

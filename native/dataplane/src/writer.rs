@@ -146,6 +146,9 @@ impl TablesWriter {
         {
             return Err(TablesError::AddressFamily { local, remote: config.remote });
         }
+        if encapsulation == Encapsulation::EspTunnel && config.local.is_none() {
+            return Err(TablesError::TunnelModeLocal);
+        }
         if !(68..=65_535).contains(&config.mtu) {
             return Err(TablesError::Mtu(config.mtu));
         }

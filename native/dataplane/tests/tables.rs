@@ -35,7 +35,7 @@ fn errors_name_what_and_what_instead() {
         ),
         (
             text(writer.set_adjacency(1, AdjacencyConfig { encapsulation: Encapsulation::Gre, ..base })),
-            "encapsulation: tunnel 0 is protected and takes udp or esp, not gre",
+            "encapsulation: tunnel 0 is protected and takes udp, esp or esp-tunnel, not gre",
         ),
         (
             text(writer.set_adjacency(1, AdjacencyConfig { remote_port: 0, ..base })),

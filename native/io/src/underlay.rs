@@ -94,7 +94,7 @@ impl Underlay {
     pub fn socket_to(&self, encapsulation: Encapsulation, remote: &IpAddr) -> Option<&Socket> {
         let kind = match encapsulation {
             Encapsulation::Udp => SocketKind::Nat,
-            Encapsulation::Esp => SocketKind::Esp,
+            Encapsulation::Esp | Encapsulation::EspTunnel => SocketKind::Esp,
             Encapsulation::Gre => SocketKind::Gre,
         };
         self.socket(kind, remote.is_ipv6())

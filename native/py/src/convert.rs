@@ -53,8 +53,9 @@ pub fn encapsulation(text: &str) -> PyResult<Encapsulation> {
     match text {
         "udp" => Ok(Encapsulation::Udp),
         "esp" => Ok(Encapsulation::Esp),
+        "esp-tunnel" => Ok(Encapsulation::EspTunnel),
         "gre" => Ok(Encapsulation::Gre),
-        _ => Err(PyValueError::new_err(format!("encapsulation: {text:?} is none of udp, esp, gre"))),
+        _ => Err(PyValueError::new_err(format!("encapsulation: {text:?} is none of udp, esp, esp-tunnel, gre"))),
     }
 }
 

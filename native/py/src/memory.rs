@@ -343,7 +343,7 @@ fn same_length(addresses: usize, next_hops: usize) -> PyResult<()> {
 fn encapsulation_number(encapsulation: Encapsulation) -> u32 {
     match encapsulation {
         Encapsulation::Udp => 0,
-        Encapsulation::Esp => 1,
+        Encapsulation::Esp | Encapsulation::EspTunnel => 1,
         Encapsulation::Gre => 2,
     }
 }

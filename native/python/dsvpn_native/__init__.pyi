@@ -32,7 +32,7 @@ __all__ = [
 __version__: str
 BUILD_PROFILE: Literal["release", "debug"]
 
-_Encapsulation = Literal["udp", "esp", "gre"]
+_Encapsulation = Literal["udp", "esp", "esp-tunnel", "gre"]
 
 @final
 class Punt:

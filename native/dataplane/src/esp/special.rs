@@ -1,23 +1,33 @@
 //! Writing and opening ESP packets that are not an AEAD's in transport mode. Out of the way of those that are.
 
-use dsvpn_wire::esp as wire;
-use dsvpn_wire::ip::protocol;
-
+use super::tunnel_mode;
 use crate::aead::Unauthentic;
 use crate::output::esn_aad;
 use crate::sa::{InboundSa, OutboundSa};
+use crate::tables::Adjacency;
+use dsvpn_wire::esp as wire;
 
-/// Fill `datagram` with the ESP packet of a payload of `payload` octets, which `fill` writes to its place.
-/// `datagram` has just the length that the SA's shape gives.
+/// Fill `datagram` with the ESP packet of `gre` octets of GRE, which `fill` writes to their place, behind an IP header
+/// in tunnel mode. `datagram` has just the length that the SA's shape gives.
 #[cold]
 #[inline(never)]
-pub(crate) fn write(datagram: &mut [u8], sa: &OutboundSa, sequence: u64, payload: usize, fill: impl FnOnce(&mut [u8])) {
+pub(crate) fn write(
+    datagram: &mut [u8],
+    adjacency: &Adjacency,
+    (sa, sequence): (&OutboundSa, u64),
+    tos: u8,
+    gre: usize,
+    fill: impl FnOnce(&mut [u8]),
+) {
     let start = sa.shape.header();
     datagram[..4].copy_from_slice(&sa.spi.to_be_bytes());
     datagram[4..8].copy_from_slice(&(sequence as u32).to_be_bytes());
+    let header = tunnel_mode::header_length(adjacency);
+    let payload = header + gre;
     let end = sa.shape.packet(payload) - sa.shape.icv();
-    fill(&mut datagram[start..start + payload]);
-    wire::write_trailer(&mut datagram[start + payload..end], protocol::GRE);
+    fill(&mut datagram[start + header..start + payload]);
+    let next_header = tunnel_mode::write(adjacency, tos, &mut datagram[start..start + payload]);
+    wire::write_trailer(&mut datagram[start + payload..end], next_header);
     if let Some(cipher) = sa.cipher.hmac() {
         if !cipher.seal(sequence, sa.esn, datagram) {
             // No plaintext may leave.

@@ -310,7 +310,7 @@ impl Loop {
     pub fn datagram_kind(&self) -> DatagramKind {
         match self.setup.encapsulation {
             Encapsulation::Udp => DatagramKind::UdpNat,
-            Encapsulation::Esp => DatagramKind::Esp,
+            Encapsulation::Esp | Encapsulation::EspTunnel => DatagramKind::Esp,
             Encapsulation::Gre => DatagramKind::Gre,
         }
     }

@@ -6,12 +6,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use dsvpn_dataplane::{DatagramKind, Encapsulation};
 
 use super::config;
-use crate::common::{Setup, THEIRS};
+use crate::common::{OURS, Setup, THEIRS};
 use crate::model::hostile::{self, Octets};
 use crate::model::trial::{Outer, Trial};
-use crate::model::tunnel::{GRE, protocol_of, write_gre};
+use crate::model::tunnel::{GRE, protocol_of, tunnel_header, write_gre};
 
 const KINDS: [DatagramKind; 4] = [DatagramKind::UdpIke, DatagramKind::UdpNat, DatagramKind::Esp, DatagramKind::Gre];
+const IPV4: u8 = 4;
 const STRANGER: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 9));
 
 /// Vectors of datagrams and of UDP_GRO runs.
@@ -67,7 +68,11 @@ fn wrap(octets: &mut Octets, trial: &mut Trial, setup: &Setup, inner: &[u8], ear
                 // Late, and perhaps too late.
                 sa.next = sa.next.saturating_sub(octets.pick(&[1, 2, 63, 64, 65, 1024, 1 << 32]));
             }
-            let next_header = if lie == 7 { octets.pick(&[59, 4, 0, 50]) } else { GRE };
+            let mut next_header = if lie == 7 { octets.pick(&[59, 4, 0, 50, 41]) } else { GRE };
+            if setup.encapsulation == Encapsulation::EspTunnel && lie != 22 {
+                gre = in_tunnel_mode(octets, lie, &gre);
+                next_header = if lie == 7 { next_header } else { IPV4 };
+            }
             let mut plaintext = gre.clone();
             plaintext.extend(match lie {
                 8 => octets.take(6),
@@ -75,7 +80,7 @@ fn wrap(octets: &mut Octets, trial: &mut Trial, setup: &Setup, inner: &[u8], ear
                 9 => {
                     let padding = octets.one();
                     let mut end: Vec<u8> = (1..=padding).collect();
-                    end.extend([padding.wrapping_add(u8::from(octets.flag())), GRE]);
+                    end.extend([padding.wrapping_add(u8::from(octets.flag())), next_header]);
                     end
                 }
                 _ => sa.trailer(gre.len(), next_header),
@@ -108,12 +113,30 @@ fn wrap(octets: &mut Octets, trial: &mut Trial, setup: &Setup, inner: &[u8], ear
     }
     let own = match setup.encapsulation {
         Encapsulation::Udp => DatagramKind::UdpNat,
-        Encapsulation::Esp => DatagramKind::Esp,
+        Encapsulation::Esp | Encapsulation::EspTunnel => DatagramKind::Esp,
         Encapsulation::Gre => DatagramKind::Gre,
     };
     let kind = if lie == 17 { octets.pick(&KINDS) } else { own };
     let remote = if lie == 18 { STRANGER } else { THEIRS };
     Outer { kind, octets: datagram, segment_size: 0, remote, remote_port: 4500 }
+}
+
+/// GRE behind the peer's IP header, up to a lie.
+fn in_tunnel_mode(octets: &mut Octets, lie: usize, gre: &[u8]) -> Vec<u8> {
+    let mut packet = tunnel_header(THEIRS, OURS, 0, gre.len());
+    match lie {
+        19 => packet[octets.below(20)] ^= 1 << octets.below(8),
+        20 => packet = tunnel_header(octets.pick(&[STRANGER, OURS]), octets.pick(&[OURS, STRANGER]), 0, gre.len()),
+        _ => {}
+    }
+    packet.extend(gre);
+    match lie {
+        21 => packet.truncate(octets.below(40)),
+        // Padding that hides the length.
+        23 => packet.extend(octets.take(40)),
+        _ => {}
+    }
+    packet
 }
 
 /// Make a datagram a part of the run before it, if it may be one; or give it a stride that is none.

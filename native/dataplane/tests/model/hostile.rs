@@ -70,6 +70,8 @@ pub fn setup(octets: &mut Octets) -> Setup {
     let encapsulation = octets.pick(&[Encapsulation::Udp, Encapsulation::Esp, Encapsulation::Gre]);
     let suite = octets.pick(&[Suite::Aes128Gcm16, Suite::Aes256Gcm16, Suite::ChaCha20Poly1305]);
     let bits = octets.one();
+    let tunnel_mode = bits & 128 != 0 && encapsulation == Encapsulation::Esp;
+    let encapsulation = if tunnel_mode { Encapsulation::EspTunnel } else { encapsulation };
     let suite = if bits & 64 == 0 { suite } else { Suite::Hmac(octets.pick(HmacSuite::ALL)) };
     Setup {
         suite: (encapsulation != Encapsulation::Gre).then_some(suite),

@@ -9,8 +9,10 @@ use dsvpn_wire::virtio::VirtioNetHeader;
 use super::forward::{Path, forward, is_answer};
 use super::packet::{Ip, TCP, UDP, checksum_at, normalise, pseudo_header, read_ip, sum, two};
 use super::segments::Superpacket;
-use super::tunnel::{Arrival, GRE, Receiver, Sa, protocol_of, read_gre, read_trailer};
-use crate::common::{Loop, OURS, SECOND, Setup};
+use super::tunnel::{Arrival, GRE, Receiver, Sa, protocol_of, read_gre, read_trailer, tunnel_header};
+use crate::common::{Loop, OURS, SECOND, Setup, THEIRS};
+
+const IPV4: u8 = 4;
 
 /// Counters that the model leaves to other tests: how packets are joined and told of, not which there are.
 const NOT_MODELLED: &[Counter] = &[
@@ -83,7 +85,7 @@ impl Trial {
         }
     }
 
-    /// Encapsulate one vector with a send arena of this size. What left, in order.
+    /// Encapsulate one vector with a send arena of this size. What left, in order, as the peer would send it.
     pub fn encap(&mut self, packets: &[(Vec<u8>, VirtioNetHeader)], arena: usize) -> Vec<Vec<u8>> {
         let (mut expected, mut too_big) = (Vec::new(), Vec::new());
         for (octets, virtio) in packets {
@@ -98,12 +100,12 @@ impl Trial {
                 too_big.push(&octets[..]);
             }
         }
-        let (datagrams, replies) = self.dataplane.encap_with_arena(packets, arena);
+        let (mut datagrams, replies) = self.dataplane.encap_with_arena(packets, arena);
         assert!(replies.len() <= too_big.len());
         for reply in &replies {
             assert!(is_answer(reply, self.path.mtu, &too_big), "{reply:02x?}");
         }
-        let mut sent = datagrams.iter();
+        let mut sent = datagrams.iter_mut();
         let (mut outer_octets, mut lost) = (0, 0);
         for inner in &expected {
             let Some(sequence) = self.reserve() else {
@@ -118,6 +120,7 @@ impl Trial {
             assert_eq!(left, right);
             self.sent_octets += octets.len() as u64;
             outer_octets += datagram.len() as u64;
+            self.turn(datagram, sequence);
         }
         assert_eq!(sent.count(), 0, "packets that the model does not send");
         self.count(Counter::DropSequenceExhausted, lost);
@@ -134,6 +137,15 @@ impl Trial {
         self.receiver.sa.as_mut().map_or(Some(0), Sa::reserve)
     }
 
+    /// What the peer would send instead: in tunnel mode its addresses stand the other way round.
+    fn turn(&self, datagram: &mut Vec<u8>, sequence: u64) {
+        if let (Some(sa), Encapsulation::EspTunnel) = (&self.receiver.sa, self.receiver.setup.encapsulation) {
+            let mut plaintext = sa.open(sequence, datagram).expect("an authentic packet");
+            plaintext[12..20].rotate_left(4);
+            *datagram = sa.seal(sequence, &plaintext);
+        }
+    }
+
     /// The inner packet of a datagram that the data plane sent, which is all that it should be.
     fn unwrap(&self, datagram: &[u8], sequence: u64) -> Vec<u8> {
         let gre = match &self.receiver.sa {
@@ -143,9 +155,17 @@ impl Trial {
                 assert_eq!(datagram[4..8], (sequence as u32).to_be_bytes());
                 let plaintext = sa.open(sequence, datagram).expect("an authentic packet");
                 let (payload, next_header) = read_trailer(&plaintext).expect("a sound trailer");
-                assert_eq!(plaintext[payload.len()..], sa.trailer(payload.len(), GRE));
-                assert_eq!(next_header, GRE);
-                payload
+                let tunnel_mode = self.receiver.setup.encapsulation == Encapsulation::EspTunnel;
+                let expected = if tunnel_mode { IPV4 } else { GRE };
+                assert_eq!(plaintext[payload.len()..], sa.trailer(payload.len(), expected));
+                assert_eq!(next_header, expected);
+                if tunnel_mode {
+                    let (header, gre) = payload.split_at(20);
+                    assert_eq!(header, tunnel_header(OURS, THEIRS, header[1], gre.len()));
+                    gre.to_vec()
+                } else {
+                    payload
+                }
             }
         };
         let (key, protocol, inner) = read_gre(&gre).expect("a sound GRE header");

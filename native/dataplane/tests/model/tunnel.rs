@@ -7,8 +7,8 @@ use dsvpn_dataplane::{Counter, DatagramKind, Encapsulation, Suite};
 use ring::aead::{AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 
 use super::aes_hmac;
-use super::packet::{clamp_mss, read_ip, sum, two};
-use crate::common::{Setup, THEIRS};
+use super::packet::{clamp_mss, put, read_ip, sum, two, write_ip_checksum};
+use crate::common::{OURS, Setup, THEIRS};
 
 pub const GRE: u8 = 47;
 const DUMMY: u8 = 59;
@@ -47,6 +47,17 @@ pub fn read_gre(octets: &[u8]) -> Option<(Option<u32>, usize, Vec<u8>)> {
     Some((value, two(octets, 2), octets.get(at..)?.to_vec()))
 }
 
+/// The IPv4 header in front of so many octets of GRE in tunnel mode.
+pub fn tunnel_header(source: IpAddr, destination: IpAddr, tos: u8, gre: usize) -> Vec<u8> {
+    let (IpAddr::V4(source), IpAddr::V4(destination)) = (source, destination) else { panic!("addresses of tests") };
+    let mut header = vec![0x45, tos, 0, 0, 0, 0, 0x40, 0, 64, GRE, 0, 0];
+    put(&mut header, 2, (20 + gre) as u16);
+    header.extend(source.octets());
+    header.extend(destination.octets());
+    write_ip_checksum(&mut header, 20);
+    header
+}
+
 /// The GRE packet that carries an inner packet.
 pub fn write_gre(key: Option<u32>, protocol: u16, payload: &[u8]) -> Vec<u8> {
     let mut octets = vec![if key.is_some() { 0x20 } else { 0 }, 0];
@@ -63,7 +74,7 @@ pub fn protocol_of(inner: &[u8]) -> u16 {
 enum Key {
     /// With its salt.
     Aead(Box<LessSafeKey>, [u8; 4]),
-    Hmac(aes_hmac::Key),
+    Hmac(Box<aes_hmac::Key>),
 }
 
 /// One security association, used in both directions, and what its receiver has seen.
@@ -90,7 +101,7 @@ impl Sa {
         let key = match suite {
             Suite::Aes128Gcm16 => aead(&AES_128_GCM),
             Suite::Aes256Gcm16 => aead(&AES_256_GCM),
-            Suite::Hmac(suite) => Key::Hmac(aes_hmac::Key::new(suite, keymat)),
+            Suite::Hmac(suite) => Key::Hmac(Box::new(aes_hmac::Key::new(suite, keymat))),
             _ => aead(&CHACHA20_POLY1305),
         };
         Self {
@@ -259,14 +270,30 @@ impl Receiver {
             return Err(if octets.len() < 36 { Counter::DropMalformedEsp } else { Counter::DropUnknownSpi });
         };
         let (payload, next_header) = sa.receive(octets)?;
-        match next_header {
-            GRE => {}
+        let tunnel_mode = self.setup.encapsulation == Encapsulation::EspTunnel;
+        let (header, gre) = match next_header {
+            GRE => (Vec::new(), payload),
+            4 | 41 if tunnel_mode => {
+                let ip = read_ip(&payload).ok_or(Counter::DropTunnelHeader)?;
+                if ip.version != (if next_header == 4 { 4 } else { 6 }) || ip.protocol != GRE || ip.fragment {
+                    return Err(Counter::DropTunnelHeader);
+                }
+                (payload[..ip.header].to_vec(), payload[ip.header..ip.length].to_vec())
+            }
             DUMMY => return Err(Counter::DummiesReceived),
             _ => return Err(Counter::DropWrongNextHeader),
-        }
-        let (key, protocol, inner) = read_gre(&payload).ok_or(Counter::DropMalformedGre)?;
+        };
+        let (key, protocol, inner) = read_gre(&gre).ok_or(Counter::DropMalformedGre)?;
         if key != self.setup.key {
             return Err(Counter::DropWrongKey);
+        }
+        if tunnel_mode == header.is_empty() {
+            return Err(Counter::DropWrongNextHeader);
+        }
+        // The model has IPv4 outside alone.
+        let (IpAddr::V4(ours), IpAddr::V4(theirs)) = (OURS, THEIRS) else { panic!("addresses of tests") };
+        if tunnel_mode && (next_header != 4 || header[12..20] != [theirs.octets(), ours.octets()].concat()) {
+            return Err(Counter::DropTunnelHeader);
         }
         self.inner(protocol, inner)
     }
