@@ -52,6 +52,7 @@ RECEIVED = (
     "drop_unauthentic",
     "drop_malformed_esp",
     "drop_wrong_next_header",
+    "drop_tunnel_header",
     "drop_malformed_gre",
     "drop_wrong_key",
     "drop_unknown_peer",

@@ -176,7 +176,7 @@ fn measure(case: &Case, suite: Suite) {
         Suite::Aes128Gcm16 | Suite::Aes256Gcm16 => {
             benches.extend(aead::kernel().map(|kernel| ("kernel", Bench::new(suite, Some(kernel)))));
         }
-        Suite::ChaCha20Poly1305 => {}
+        Suite::ChaCha20Poly1305 | Suite::Hmac(_) => {}
         #[cfg(feature = "bench")]
         Suite::NullForBenchmarks => benches[0].0 = "null",
     }
