@@ -70,7 +70,9 @@ counters! {
     PuntRedirect = "punt_redirect",
     /// Moves queued.
     PuntMoved = "punt_moved",
-    /// Misses, redirects and moves for which the queue had no room; the packets themselves went on.
+    /// ESP with unknown SPIs reported.
+    PuntUnknownSpi = "punt_unknown_spi",
+    /// Misses, redirects, moves and unknown SPIs for which the queue had no room; the packets themselves went on.
     PuntLost = "punt_lost",
     /// The tunnel is unknown.
     DropNoTunnel = "drop_no_tunnel",

@@ -4,6 +4,7 @@ mod lookahead;
 
 use std::hash::Hasher;
 use std::marker::PhantomData;
+use std::net::IpAddr;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use dsvpn_wire::esp;
@@ -31,6 +32,9 @@ use lookahead::Lookahead;
 /// Moves: once per second and adjacency.
 const MOVED_INTERVAL_NS: u64 = 1_000_000_000;
 const MOVED_PER_SECOND: u32 = 1000;
+/// Unknown SPIs: once per second and sender, and few in all, for anybody can send them.
+const UNKNOWN_SPI_INTERVAL_NS: u64 = 1_000_000_000;
+const UNKNOWN_SPIS_PER_SECOND: u32 = 100;
 /// Shortest ESP packet: header, IV, a trailer with its padding, ICV.
 const MIN_ESP: usize = esp::HEADER_AND_IV + 4 + ICV_LENGTH;
 const KEEPALIVE: u8 = 0xff;
@@ -62,6 +66,7 @@ pub struct Decap<P = NoPrefetch> {
     tally: Tally,
     coalescer: Coalescer,
     moved: RateLimiter,
+    unknown_spi: RateLimiter,
     prefetch: PhantomData<P>,
 }
 
@@ -125,6 +130,7 @@ impl<P: Prefetch> Decap<P> {
             tally: Tally::default(),
             coalescer: Coalescer::new(),
             moved: RateLimiter::new(MOVED_INTERVAL_NS, MOVED_PER_SECOND),
+            unknown_spi: RateLimiter::new(UNKNOWN_SPI_INTERVAL_NS, UNKNOWN_SPIS_PER_SECOND),
             prefetch: PhantomData,
         }
     }
@@ -221,6 +227,7 @@ impl<P: Prefetch> Decap<P> {
             PuntKind::Ike if queued => Counter::PuntIke,
             PuntKind::Nhrp if queued => Counter::PuntNhrp,
             PuntKind::Moved if queued => Counter::PuntMoved,
+            PuntKind::UnknownSpi if queued => Counter::PuntUnknownSpi,
             PuntKind::Ike | PuntKind::Nhrp => Counter::DropPuntOverflow,
             _ => Counter::PuntLost,
         }
@@ -245,7 +252,10 @@ impl<P: Prefetch> Decap<P> {
             other => {
                 // Let the last SA go before the next is locked.
                 *other = None;
-                let sa = vector.tables.inbound_sa(spi).ok_or(Counter::DropUnknownSpi)?;
+                let Some(sa) = vector.tables.inbound_sa(spi) else {
+                    self.report_unknown_spi(vector.run.now_ns, datagram, spi);
+                    return Err(Counter::DropUnknownSpi);
+                };
                 let replay = sa.replay.lock().unwrap_or_else(PoisonError::into_inner);
                 other.insert(SaRun { sa, replay, counts: InboundRun::default(), now_ns, adjacency: None })
             }
@@ -306,6 +316,21 @@ impl<P: Prefetch> Decap<P> {
             self.report_moved(vector.run.now_ns, adjacency, datagram);
         }
         self.payload(vector, datagram, adjacency, &gre, offset + start + at, end - at)
+    }
+
+    /// ESP came with an SPI that no SA has: its sender may have missed that this end started anew.
+    #[cold]
+    fn report_unknown_spi(&mut self, now_ns: u64, datagram: &Datagram, spi: u32) {
+        let mut hash = WordHasher::default();
+        match datagram.remote {
+            IpAddr::V4(address) => hash.write_u32(address.to_bits()),
+            IpAddr::V6(address) => hash.write_u128(address.to_bits()),
+        }
+        hash.write_u32(u32::from(datagram.remote_port));
+        if self.unknown_spi.pass(hash.finish(), now_ns) {
+            let counter = self.punt(PuntKind::UnknownSpi, datagram, None, None, &spi.to_be_bytes());
+            self.tally.add(counter, 1);
+        }
     }
 
     /// An authenticated packet came from another address than its adjacency has.

@@ -21,12 +21,21 @@ pub enum PuntKind {
     Moved,
     /// The tunnel's network device was taken away: nothing of that tunnel is forwarded any more.
     Gone,
+    /// ESP came with an SPI that no inbound SA has; `data` is the SPI.
+    UnknownSpi,
 }
 
 impl PuntKind {
     /// Every kind.
-    pub const ALL: [PuntKind; 6] =
-        [PuntKind::Ike, PuntKind::Nhrp, PuntKind::Miss, PuntKind::Redirect, PuntKind::Moved, PuntKind::Gone];
+    pub const ALL: [PuntKind; 7] = [
+        PuntKind::Ike,
+        PuntKind::Nhrp,
+        PuntKind::Miss,
+        PuntKind::Redirect,
+        PuntKind::Moved,
+        PuntKind::Gone,
+        PuntKind::UnknownSpi,
+    ];
 
     /// Its name for the control plane.
     pub const fn name(self) -> &'static str {
@@ -37,6 +46,7 @@ impl PuntKind {
             PuntKind::Redirect => "redirect",
             PuntKind::Moved => "moved",
             PuntKind::Gone => "gone",
+            PuntKind::UnknownSpi => "unknown_spi",
         }
     }
 
@@ -45,6 +55,7 @@ impl PuntKind {
         match self {
             PuntKind::Ike | PuntKind::Nhrp => 2048,
             PuntKind::Miss | PuntKind::Redirect | PuntKind::Moved | PuntKind::Gone => 1024,
+            PuntKind::UnknownSpi => 64,
         }
     }
 }

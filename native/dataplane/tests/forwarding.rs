@@ -267,6 +267,24 @@ fn ike_and_keepalives_are_told_apart_from_esp() {
 }
 
 #[test]
+fn an_unknown_spi_is_reported_once_a_second_and_sender() {
+    let mut dataplane = Loop::new(Setup::default());
+    let stray = |spi: u32| [&spi.to_be_bytes()[..], &[0; 60]].concat();
+    let strays = [stray(0x1234_5678), stray(0x1234_5678), stray(0x9abc_def0)];
+    assert!(dataplane.decap_from(&strays, DatagramKind::UdpNat, THEIRS, 4500).is_empty());
+    assert!(dataplane.decap_from(&strays[2..], DatagramKind::Esp, OTHER, 0).is_empty());
+    // Too short to be ESP: nothing to report.
+    assert!(dataplane.decap_from(&[vec![1; 20]], DatagramKind::Esp, OURS, 0).is_empty());
+    assert_eq!(dataplane.count(Counter::DropUnknownSpi), 4);
+    assert_eq!(dataplane.count(Counter::PuntUnknownSpi), 2);
+    let punts = dataplane.shared.punts.take(9);
+    assert_eq!(punts.len(), 2);
+    assert!(punts.iter().all(|punt| punt.kind == PuntKind::UnknownSpi && punt.adjacency.is_none()));
+    assert_eq!((&punts[0].data[..], punts[0].remote_port), (&[0x12, 0x34, 0x56, 0x78][..], 4500));
+    assert_eq!((punts[1].remote, punts[1].local), (Some(OTHER), Some(OURS)));
+}
+
+#[test]
 fn a_peer_that_moves_is_reported_once_a_second() {
     let mut dataplane = Loop::new(Setup::default());
     let packet = || single(Flow::default().packet(&payload(10)));

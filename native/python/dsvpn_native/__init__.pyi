@@ -42,9 +42,10 @@ class Punt:
     #: "miss": a packet used a next hop with resolve=True (`data`: packed destination address). "redirect": a packet
     #: came from one peer of a redirecting tunnel and leaves to another (`data`: its head, `adjacency`: the peer that
     #: it came from). "moved": authenticated ESP came from another address than the adjacency has. "gone": the tunnel's
-    #: network device was taken away, and nothing of that tunnel is forwarded any more.
-    kind: Literal["ike", "nhrp", "miss", "redirect", "moved", "gone"]
-    #: Tunnel id, -1 where it does not apply ("ike").
+    #: network device was taken away, and nothing of that tunnel is forwarded any more. "unknown_spi": ESP came with an
+    #: SPI that no inbound SA has (`data`: the SPI), once a second and sender.
+    kind: Literal["ike", "nhrp", "miss", "redirect", "moved", "gone", "unknown_spi"]
+    #: Tunnel id, -1 where it does not apply ("ike", "unknown_spi").
     tunnel: int
     #: Adjacency that the packet came from, -1 when none is known (plain GRE of a stranger, "ike", "miss").
     adjacency: int

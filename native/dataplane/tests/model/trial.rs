@@ -22,6 +22,7 @@ const NOT_MODELLED: &[Counter] = &[
     Counter::Coalesced,
     Counter::TooBigSent,
     Counter::PuntMoved,
+    Counter::PuntUnknownSpi,
     Counter::PuntMiss,
     Counter::PuntRedirect,
     Counter::PuntLost,
@@ -209,8 +210,10 @@ impl Trial {
         let (out, arena) = self.run(outers, config);
         compare_arrivals(&expected, &out, &arena, config.verify_checksums);
         let punts = self.dataplane.shared.punts.take(usize::MAX).into_iter();
-        let punts: Vec<_> =
-            punts.filter(|punt| punt.kind != PuntKind::Moved).map(|punt| (punt.kind, punt.data)).collect();
+        let punts: Vec<_> = punts
+            .filter(|punt| !matches!(punt.kind, PuntKind::Moved | PuntKind::UnknownSpi))
+            .map(|punt| (punt.kind, punt.data))
+            .collect();
         assert_eq!(punts, punted);
         self.compare_counters();
         let counts = self.dataplane.writer.adjacency_counters(1).unwrap();
