@@ -76,6 +76,9 @@ def ike_profile(name: str, ipsec: IpsecConfig, material: Material, ppks: Sequenc
         # The inner addresses of tunnel mode are what its traffic selectors name: they cannot move.
         mobike=ipsec.mobike and ipsec.mode == "transport",
         additional_addresses=ipsec.additional_addresses,
+        redirect_to=ipsec.redirect_to,
+        redirect_early=ipsec.redirect_in == "ike_sa_init",
+        follow_redirects=ipsec.follow_redirects,
         prohibit_nat=ipsec.nat == "refuse",
         tunnel_mode=ipsec.mode == "tunnel",
         esn=ipsec.extended_sequence_numbers,

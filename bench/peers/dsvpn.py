@@ -74,6 +74,7 @@ class Dsvpn(Peer):
 [gateway]
 name = "{side}"
 control_socket = "{socket}"
+state_directory = "{socket}.state"
 driver = "{self._driver}"
 {self._threads}
 [tunnel.{self.device}]

@@ -1,4 +1,4 @@
-"""The command `dsvpn`: `up`, `check`, `show`, `reload`, `pki`, `lab`.
+"""The command `dsvpn`: `up`, `check`, `show`, `reload`, `redirect`, `pki`, `lab`.
 
 Whatever goes wrong on purpose (a DsvpnError) is one line on standard error and the error's exit code.
 """
@@ -137,6 +137,20 @@ def reload(
     """
     ask(_find_gateway(socket, gateway), {"reload": True})
     typer.echo("keys, certificates and revocation lists were read anew")
+
+
+@app.command()
+def redirect(
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="Public address of the gateway to go to.")],
+    identity: Annotated[str | None, typer.Option(metavar="NAME", help="Only the peer of this identity.")] = None,
+    socket: Annotated[Path | None, typer.Option(metavar="PATH", help="Control socket of the gateway.")] = None,
+    gateway: Annotated[
+        str | None, typer.Option(metavar="NAME", help=f"The gateway of that name in {RUN_DIRECTORY}.")
+    ] = None,
+) -> None:
+    """Ask the spokes of a running hub to go to another hub (RFC 5685): those that follow redirects do."""
+    answer = ask(_find_gateway(socket, gateway), {"redirect": address, "identity": identity})
+    typer.echo(f"{answer['asked']} peers were asked to go to {address}")
 
 
 def _find_gateway(socket: Path | None, gateway: str | None) -> Path:

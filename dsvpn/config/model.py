@@ -74,6 +74,8 @@ class GatewayConfig(_Section):
     """What peers and operators call this gateway; the default IKE identity."""
     control_socket: Path | None = None
     """Unix socket that `dsvpn show` talks to. Default: /run/dsvpn/NAME.sock."""
+    state_directory: Path | None = None
+    """What has to survive a restart. Default: /var/lib/dsvpn/NAME."""
     driver: Literal["auto", "uvloop", "workers"] = "auto"
     """Who drains the descriptors: the event loop, or native threads."""
     worker_threads: Literal["auto", 1, 2] = "auto"
@@ -90,6 +92,11 @@ class GatewayConfig(_Section):
         if not re.fullmatch(r"[A-Za-z0-9._-]+", value) or value.startswith("."):
             raise ValueError(f'{value!r} is no gateway name; write letters, digits, "-", "_" and "." as in "spoke1"')
         return value
+
+    @property
+    def state_directory_path(self) -> Path:
+        """Where state is kept over restarts."""
+        return self.state_directory or Path("/var/lib/dsvpn") / self.name
 
     @property
     def control_socket_path(self) -> Path:
@@ -368,6 +375,12 @@ class IpsecConfig(_Section):
     """Addresses of this gateway that peers may try when the one they use does not answer."""
     nat: Literal["allow", "refuse"] = "allow"
     """"refuse": no SA whose messages a NAT has changed, with peers that have MOBIKE."""
+    redirect_to: AddressField | None = None
+    """The gateway that callers are handed on to (RFC 5685). Those that do not follow redirects are served here."""
+    redirect_in: Literal["ike_auth", "ike_sa_init"] = "ike_auth"
+    """When: once both have proved who they are, or at once, which costs less and which anybody can see and forge."""
+    follow_redirects: Annotated[tuple[PrefixField, ...], BeforeValidator(listed)] = ()
+    """Addresses and prefixes that this gateway lets itself be handed on to; none by default."""
     auth: AuthConfig
 
     @property

@@ -41,6 +41,7 @@ class Gateway:
     `keepalives_to_send()`, and arm one timer for `get_timer()`. `now` is monotonic, in seconds.
 
     `wall_clock()` is the time of day, seconds since 1970: certificates need it.
+    `token_secret` makes crash tokens (RFC 6290); it is the same after a restart. Empty makes none.
     `route_lookup(tunnel, destination)` gives the kernel's longest match, shortcuts left out.
     """
 
@@ -54,6 +55,7 @@ class Gateway:
         route_lookup: Callable[[str, Address], Route | None],
         key_log: Callable[[str], None] | None = None,
         wall_clock: Callable[[], float] | None = None,
+        token_secret: bytes = b"",
     ) -> None:
         self.config = config
         self._commands: list[Command] = []
@@ -72,6 +74,7 @@ class Gateway:
             release_spi=release_spi,
             key_log=key_log,
             half_open=half_open_limits(config.gateway),
+            token_secret=token_secret,
         )
         self.tunnels = {
             name: Tunnel(
@@ -154,6 +157,21 @@ class Gateway:
             for ike_sa in found[1].ike_sas:
                 self.ike.update_remote(ike_sa, path, now)
             self._settle(now)
+
+    def handle_unknown_spi(self, spi: int, path: Path, now: float) -> None:
+        """ESP came with an SPI that no inbound SA has."""
+        self.ike.report_unknown_spi(spi, path, now)
+        self._settle(now)
+
+    def redirect(self, target: Address, identity: str | None, now: float) -> int:
+        """Ask the peers that have called (one by its identity, or all) to go to the gateway at `target` (RFC 5685).
+        Gives how many were asked."""
+        asked = 0
+        for peer in self.peers:
+            if identity in (None, peer.identity):
+                asked += sum(self.ike.redirect(ike_sa, target, now) for ike_sa in peer.ike_sas)
+        self._settle(now)
+        return asked
 
     def replace_materials(self, materials: Mapping[str, Material], now: float) -> None:
         """Keys, certificates and revocation lists were read anew: use these from here on. What is established stays,

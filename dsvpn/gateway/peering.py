@@ -25,6 +25,7 @@ from dsvpn.gateway.events import Level
 from dsvpn.gateway.ids import IdPool
 from dsvpn.gateway.keepalives import Keepalives
 from dsvpn.gateway.peers import Child, Peer, PeerTable
+from dsvpn.gateway.redirects import Redirects
 from dsvpn.gateway.roaming import Roaming
 from dsvpn.gateway.tunnel import Tunnel
 from dsvpn.ike import events as ike_events
@@ -72,10 +73,11 @@ class Peering:
         self.tunnels = tunnels
         self.peers = PeerTable()
         self.roaming = Roaming(self)
+        self.redirects = Redirects(self)
         self.refused: deque[tuple[float, ike_events.IkeAuthenticationRefused]] = deque(maxlen=MAX_REFUSED)
         self.closing = False
         self._emit = emit
-        self._report = report
+        self.note = report
         self._adopt = adopt
         self._adjacency_ids = IdPool()
         #: When to call a peer, when to let go of one that nothing wants, when to believe that one takes traffic.
@@ -193,20 +195,30 @@ class Peering:
             if mapping.peer is not None:
                 self.want(mapping.peer, tunnel, mapping.event, now)
 
-    def _call(self, peer: Peer, now: float) -> None:
-        if peer.up or peer.attempt is not None or not peer.calls or peer.profile is None or self.closing:
+    def call_soon(self, peer: Peer, now: float) -> None:
+        """Call a peer that is not up, as soon as what is happening is over."""
+        if peer.calls and not peer.up and not self.closing:
+            self._calls[peer] = now
+
+    def call(self, peer: Peer, now: float) -> None:
+        """Call a peer, be it up or not."""
+        if peer.attempt is not None or not peer.calls or peer.profile is None or self.closing:
             return
         established = next((sa for sa in peer.ike_sas if sa in self._initiated), None)
-        if established is not None:
+        if established is not None and not peer.up and not self.redirects.is_away(peer):
             # Its CHILD_SAs were deleted, by a limit or by the peer: the IKE SA makes another.
             self.ike.create_child(established, now)
             return
         source = next((tunnel.source for tunnel in self._tunnels_of(peer) if tunnel.source is not None), None)
         if source is None:
             return
-        path = Path(Endpoint(source, IKE_PORT), Endpoint(peer.nbma, IKE_PORT))
-        peer.attempt = self.ike.initiate(peer.profile, path, now)
+        path = Path(Endpoint(source, IKE_PORT), Endpoint(self.redirects.target(peer), IKE_PORT))
+        peer.attempt = self.ike.initiate(peer.profile, path, now, self.redirects.origin(peer))
         self.peers.bind_ike_sa(peer.attempt, peer)
+
+    def _call(self, peer: Peer, now: float) -> None:
+        if not peer.up:
+            self.call(peer, now)
 
     def _call_again(self, peer: Peer, now: float) -> None:
         if peer.calls and not peer.up and not self.closing:
@@ -258,6 +270,7 @@ class Peering:
         if peer.profile is None and peer.path is not None:
             peer.path = None
             self._peer_down(peer, now)
+        self.redirects.remove(peer)
         self.peers.remove(peer)
         for adjacency in peer.adjacencies.values():
             if peer.placed:
@@ -317,16 +330,17 @@ class Peering:
                 self._on_ike_established(event, now)
             case ike_events.IkeSaFailed(ike_sa, _, path, reason):
                 peer = self.peers.by_ike_sa(ike_sa)
-                self._report("warning", "ike_failed", f"IKE with {path.remote.address} failed: {reason}")
+                self.note("warning", "ike_failed", f"IKE with {path.remote.address} failed: {reason}")
                 self.peers.unbind_ike_sa(ike_sa)
                 if peer is not None:
                     if peer.attempt == ike_sa:
                         peer.attempt = None
                     peer.last_error = reason
                     self._call_again(peer, now)
+                    self.redirects.on_failed(peer, ike_sa, now)
             case ike_events.IkeAuthenticationRefused(profile, path, identity, reason):
                 self.refused.append((now, event))
-                self._report(
+                self.note(
                     "warning",
                     "ike_refused",
                     f"{identity} at {path.remote.address} refused by profile {profile}: {reason}",
@@ -349,9 +363,11 @@ class Peering:
                 if peer is not None:
                     # The peer that the old one is of: to NHRP nothing happens.
                     self.peers.bind_ike_sa(successor, peer)
-                    self._report("debug", "ike_reauthentication", f"{peer.identity} at {peer.nbma} authenticates anew")
+                    self.note("debug", "ike_reauthentication", f"{peer.identity} at {peer.nbma} authenticates anew")
+            case ike_events.IkeRedirected():
+                self.redirects.on_redirected(event, now)
             case ike_events.IkeSaRekeyed(ike_sa):
-                self._report("debug", "ike_rekeyed", f"IKE SA {ike_sa} rekeyed")
+                self.note("debug", "ike_rekeyed", f"IKE SA {ike_sa} rekeyed")
 
     def _on_ike_established(self, event: ike_events.IkeSaEstablished, now: float) -> None:
         remote = event.path.remote.address
@@ -393,7 +409,7 @@ class Peering:
         if event.initiator:
             self._initiated.add(event.ike_sa)
         role = "initiator" if event.initiator else "responder"
-        self._report("info", "ike_established", f"IKE SA with {peer.identity} at {remote} established ({role})")
+        self.note("info", "ike_established", f"IKE SA with {peer.identity} at {remote} established ({role})")
         if event.local_nat:
             self._keepalives.start(event.profile, now)
 
@@ -404,13 +420,14 @@ class Peering:
         self._initiated.discard(ike_sa)
         if peer is None:
             return
-        self._report("info", "ike_deleted", f"IKE SA with {peer.identity} at {peer.nbma} deleted: {reason}")
+        self.note("info", "ike_deleted", f"IKE SA with {peer.identity} at {peer.nbma} deleted: {reason}")
         if ike_sa in peer.ike_sas:
             peer.ike_sas.remove(ike_sa)
         if peer.attempt == ike_sa:
             peer.attempt = None
         if peer.ike_sas:
             return
+        self.redirects.forget(peer)
         peer.last_error = reason
         self._call_again(peer, now)
         if not peer.needs:
@@ -454,6 +471,7 @@ class Peering:
         elif child.ready:
             peer.confirmed = not called
             self._seal_with(peer, child)
+        self.redirects.on_child(peer, event.ike_sa, now)
         if peer.up and not was_up:
             peer.since = now
             self._adopt(peer, now)
@@ -496,7 +514,7 @@ class Peering:
             return
         remote = path.remote.address
         here = path.local.address
-        self._report("info", "peer_moved", f"{peer.identity} is at {remote} port {path.remote.port}, seen from {here}")
+        self.note("info", "peer_moved", f"{peer.identity} is at {remote} port {path.remote.port}, seen from {here}")
         for child in peer.children.values():
             if child.ike_sa == ike_sa:
                 child.path = path
@@ -504,7 +522,7 @@ class Peering:
         peer.local_nat, peer.remote_nat = event.local_nat, event.remote_nat
         if event.local_nat and peer.profile is not None:
             self._keepalives.start(peer.profile, now)
-        moved = peer.nbma != remote
+        moved = peer.nbma != remote and not self.redirects.is_away(peer)
         if moved:
             self.peers.move(peer, remote)
             # Its address behind a NAT is told by its next registration.

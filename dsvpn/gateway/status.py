@@ -161,6 +161,9 @@ def _peer(gateway: Gateway, peer: Peer, now: float) -> dict[str, Any]:
         "nbma": str(peer.nbma),
         "port": 0 if peer.path is None else peer.path.remote.port,
         "private_nbma": None if peer.private_nbma is None else str(peer.private_nbma),
+        "redirected_to": str(gateway.peering.redirects.target(peer))
+        if gateway.peering.redirects.is_away(peer)
+        else None,
         "profile": peer.profile,
         "encapsulation": peer.encapsulation if peer.up else None,
         "suite": None if child is None else child.suite,

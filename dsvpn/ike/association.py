@@ -59,11 +59,17 @@ class Association:
         self.udp_encapsulation = False
         #: Whether both ends send long messages in fragments (RFC 7383).
         self.fragmentation = False
+        #: As responder: whether the initiator can be handed on, and who sent it here; as initiator the latter alone
+        #: (RFC 5685).
+        self.redirectable = False
+        self.redirected_from: Address | None = None
         #: Set when both ends can move (RFC 4555).
         self.mobike: Mobike | None = None
         self.last_heard = now
         #: Since when ESP goes to the peer and nothing comes from there.
         self.unanswered_since = inf
+        #: When this end last reacted to a lost SPI (dsvpn/ike/lost_spi.py).
+        self.reacted_at = -inf
         self.current: IkeSa | None = None
         self.ike_sas: list[IkeSa] = []
         self.children: list[ChildSa] = []

@@ -14,7 +14,9 @@ from dsvpn.ike.cookies import CookieJar
 from dsvpn.ike.events import Event, IkeAuthenticationRefused
 from dsvpn.ike.fragmentation import FragmentBudget
 from dsvpn.ike.half_open import HalfOpenLimits, HalfOpenTable
+from dsvpn.ike.lost_spi import LostSpis
 from dsvpn.ike.profile import IkeProfile
+from dsvpn.ike.redirect import RedirectCounts
 from dsvpn.wire.ikev2 import SPI_LENGTH, ZERO_SPI
 
 if TYPE_CHECKING:
@@ -41,11 +43,16 @@ class Context:
         key_log: Callable[[str], None] | None,
         wall_clock: Callable[[], float] | None = None,
         limits: HalfOpenLimits | None = None,
+        token_secret: bytes = b"",
     ) -> None:
         self.profiles = profiles
         self.random = random
         self.release_spi = release_spi
         self.key_log = key_log
+        #: What crash tokens are made with (RFC 6290); empty makes none.
+        self.token_secret = token_secret
+        self.lost_spis = LostSpis()
+        self.redirects = RedirectCounts()
         self._wall_clock = wall_clock
         self.events: deque[Event] = deque()
         self.outbox: list[tuple[bytes, Path]] = []

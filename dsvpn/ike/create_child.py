@@ -349,9 +349,10 @@ class ChildFollowup(Followup):
         if old is not None and (old.state is not ChildState.INSTALLED or old not in sa.association.children):
             raise PeerError(f"the CHILD_SA is {old.state.value}", NotifyType.TEMPORARY_FAILURE)
 
-    def complete(self, sa: IkeSa, now: float) -> None:
+    def complete(self, sa: IkeSa, now: float) -> list[wire.Payload]:
         """Install it."""
         _install_answered(sa, self.old, with_additional(sa, self.negotiated, self.secrets, False), now)
+        return []
 
     def drop(self, sa: IkeSa) -> None:
         """Its inbound SPI is free."""

@@ -9,7 +9,7 @@ from itertools import count
 
 from dsvpn.addresses import Address, Path
 from dsvpn.errors import DecodeError, MisuseError
-from dsvpn.ike import cookies, mobike
+from dsvpn.ike import cookies, lost_spi, mobike, redirect
 from dsvpn.ike.association import Association
 from dsvpn.ike.authentication import proof as proofs
 from dsvpn.ike.child_sa import ChildSa, ChildState
@@ -35,7 +35,7 @@ class IkeEngine:
     none. `release_spi(spi)` takes back one that no ChildSaEstablished has named; once that event has named it, the SPI
     belongs to the owner, who frees it at ChildSaDeleted. `key_log` receives lines of Wireshark's
     ikev2_decryption_table. `wall_clock()` is the time of day in seconds since 1970, UTC; profiles with
-    certificates need it.
+    certificates need it. `token_secret` makes crash tokens (RFC 6290) and is to outlive the engine; empty makes none.
 
     The engine never deletes an IKE SA because a peer sent INITIAL_CONTACT: the event tells the owner, who knows which
     peers share an identity or an address.
@@ -51,26 +51,31 @@ class IkeEngine:
         key_log: Callable[[str], None] | None = None,
         wall_clock: Callable[[], float] | None = None,
         half_open: HalfOpenLimits | None = None,
+        token_secret: bytes = b"",
     ) -> None:
         by_name = {profile.name: profile for profile in profiles}
-        self._context = Context(by_name, random, allocate_spi, release_spi, key_log, wall_clock, half_open)
+        self._context = Context(
+            by_name, random, allocate_spi, release_spi, key_log, wall_clock, half_open, token_secret
+        )
         self._require_wall_clock()
         self._timers: list[tuple[float, int, Association]] = []
         self._order = count()
 
     # -- datagrams, time and events --------------------------------------------------------------------------
 
-    def initiate(self, profile: str, path: Path, now: float) -> int:
+    def initiate(self, profile: str, path: Path, now: float, redirected_from: Address | None = None) -> int:
         """Start an IKE SA with its first CHILD_SA towards `path.remote` and give its handle.
 
         Ends in IkeSaEstablished + ChildSaEstablished or in IkeSaFailed. With an unspecified `path.local` address the
-        peer sees a NAT, and ESP goes in UDP: give the source address where it is known.
+        peer sees a NAT, and ESP goes in UDP: give the source address where it is known. `redirected_from` is the
+        gateway that sent us to this one (RFC 5685).
         """
         found = self._context.profiles.get(profile)
         if found is None:
             known = ", ".join(sorted(self._context.profiles))
             raise MisuseError(f"no profile is called {profile!r}; known are {known or 'none'}")
         association = Association(self._context, found, path, now)
+        association.redirected_from = redirected_from
         association.handle = self._context.new_handle()
         self._context.associations[association.handle] = association
         sa = IkeSa(association, True, self._context.new_ike_spi(), ZERO_SPI, now)
@@ -103,7 +108,10 @@ class IkeEngine:
             return
         sa = self._context.ike_sas.get(header.responder_spi if header.from_initiator else header.initiator_spi)
         # The I flag is of the sender: what we initiated, the peer answers without it.
-        if sa is None or sa.is_initiator == header.from_initiator:
+        if sa is None:
+            self._receive_stray(message, path, now)
+            return
+        if sa.is_initiator == header.from_initiator:
             return
         if header.exchange_type == ExchangeType.IKE_SA_INIT:
             sa.receive_init_response(message, data, path, now)
@@ -244,6 +252,23 @@ class IkeEngine:
         association = self._context.associations.get(ike_sa)
         return association is not None and association.established
 
+    def redirect(self, ike_sa: int, target: Address, now: float) -> bool:
+        """Ask the peer of an established IKE SA to go to the gateway at `target` (RFC 5685). It deletes the IKE SA
+        when it is there. False when it cannot be asked: it did not call us, or has no redirects."""
+        sa = self._established(ike_sa)
+        if sa.association.initiator or not sa.association.redirectable:
+            return False
+        sa.add_task(redirect.Redirect(target), now)
+        self._schedule(sa.association)
+        return True
+
+    def report_unknown_spi(self, spi: int, path: Path, now: float) -> None:
+        """ESP with an SPI that the data plane does not have came by `path` (ports 0 for protocol 50): its sender is
+        told, at a limited rate."""
+        association = lost_spi.report_unknown_spi(self._context, spi, path, now)
+        if association is not None:
+            self._schedule(association)
+
     def check_liveness(self, ike_sa: int, now: float) -> None:
         """Ask the peer for a sign of life now."""
         sa = self._established(ike_sa)
@@ -313,6 +338,8 @@ class IkeEngine:
             "half_open_evicted": context.half_open.evicted,
             "half_open_refused": context.half_open_refused,
             "ikev1": context.ikev1,
+            **context.lost_spis.counters(),
+            **context.redirects.counters(),
         }
 
     def snapshot(self, now: float) -> list[IkeSaStatus]:
@@ -342,6 +369,14 @@ class IkeEngine:
             context.half_open_refused += 1
             return False
         return admitted
+
+    def _receive_stray(self, message: wire.Message, path: Path, now: float) -> None:
+        """A message of no IKE SA that is here."""
+        association = lost_spi.receive_hint(self._context, message, path, now)
+        if association is not None:
+            self._schedule(association)
+        else:
+            lost_spi.answer_unknown_ike_sa(self._context, message, path, now)
 
     def _established(self, ike_sa: int) -> IkeSa:
         association = self._context.associations.get(ike_sa)

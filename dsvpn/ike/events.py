@@ -135,6 +135,21 @@ class IkePathChanged:
     confirmed: bool
 
 
+@dataclass(frozen=True, slots=True)
+class IkeRedirected:
+    """The gateway at `sender` hands this end on to `target` (RFC 5685), which the profile allows.
+
+    With `established` the IKE SA goes on until the owner, having one with `target`, deletes it. Without, IkeSaFailed
+    follows. The owner limits how often it follows.
+    """
+
+    ike_sa: int
+    profile: str
+    sender: Address
+    target: Address
+    established: bool
+
+
 Event = (
     IkeSaEstablished
     | IkeSaFailed
@@ -146,4 +161,5 @@ Event = (
     | IkeSaRekeyed
     | IkeReauthentication
     | IkePathChanged
+    | IkeRedirected
 )

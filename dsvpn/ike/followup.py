@@ -46,8 +46,8 @@ class Followup:
         """Whether the SA may still be made. PeerError with what to answer otherwise."""
         raise NotImplementedError
 
-    def complete(self, sa: IkeSa, now: float) -> None:
-        """The last key exchange is done: make the SA."""
+    def complete(self, sa: IkeSa, now: float) -> list[wire.Payload]:
+        """The last key exchange is done: make the SA. Gives what the answer says besides."""
         raise NotImplementedError
 
     def drop(self, sa: IkeSa) -> None:
@@ -79,8 +79,7 @@ def respond_followup(sa: IkeSa, payloads: Payloads, now: float) -> list[wire.Pay
     if followup.additional:
         return [*answer, followup.payload]
     sa.followup = None
-    followup.complete(sa, now)
-    return answer
+    return answer + followup.complete(sa, now)
 
 
 def take_link(payloads: Payloads) -> wire.Notify:

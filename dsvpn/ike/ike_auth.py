@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dsvpn.errors import PeerError
-from dsvpn.ike import mobike
+from dsvpn.ike import mobike, quick_crash, redirect
 from dsvpn.ike.authentication import proof as proofs
 from dsvpn.ike.child_exchange import Negotiated, accept_answer, offer_child
 from dsvpn.ike.identity import Identity
@@ -69,7 +69,7 @@ class IkeAuth(Task):
         payloads.append(proof)
         if self.inbound_spi is not None:
             payloads += offer_child(sa, self.suites, self.inbound_spi, with_groups=False)
-        return payloads + mobike.announce(profile) + ppk_payloads
+        return payloads + mobike.announce(profile) + quick_crash.give_token(sa) + ppk_payloads
 
     def _offer_ppk(self, sa: IkeSa, identity: wire.IdentificationInitiator) -> list[wire.Payload]:
         """PPK_IDENTITY and NO_PPK_AUTH; the keys change (RFC 8784 section 3)."""
@@ -114,13 +114,18 @@ class IkeAuth(Task):
             return
         initial_contact = wire.find_notify(payloads, NotifyType.INITIAL_CONTACT) is not None
         mobike.take_announcement(association, payloads)
-        if self.childless and error is None:
+        elsewhere = redirect.find(payloads)
+        if elsewhere is None:
+            quick_crash.take_token(sa, payloads)
+        if self.childless and error is None and elsewhere is None:
             sa.establish(now)
             association.establish(initial_contact, None, now)
             association.reauthentication.note_lifetime(payloads, now)
             sa.rekey_child(None, now)
             return
         try:
+            if elsewhere is not None:
+                raise PeerError(redirect.follow(sa, elsewhere, None, established=False))
             if error is not None:
                 raise PeerError(f"peer refuses the CHILD_SA: {error.name}")
             assert self.inbound_spi is not None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from dsvpn.addresses import Path
 from dsvpn.errors import DecodeError, PeerError
-from dsvpn.ike import fragmentation, mobike
+from dsvpn.ike import fragmentation, lost_spi, mobike, quick_crash, redirect
 from dsvpn.ike.child_sa import ChildSa
 from dsvpn.ike.create_child import CreateChild, respond_create_child
 from dsvpn.ike.delete import DeleteIke
@@ -83,6 +83,8 @@ class IkeSa:
         #: Both ends said USE_PPK; the identity of the PPK in the keys, if one is.
         self.use_ppk = False
         self.ppk: bytes | None = None
+        #: The peer's crash token (RFC 6290); empty when it gave none.
+        self.peer_token = b""
 
     @property
     def local_spi(self) -> bytes:
@@ -296,6 +298,7 @@ class IkeSa:
             return
         encrypted = message.payloads[-1]
         if not isinstance(encrypted, wire.Encrypted | wire.EncryptedFragment):
+            lost_spi.receive_unprotected(self, message, now)
             return
         if header.is_response:
             outstanding = self.requests.outstanding
@@ -410,6 +413,9 @@ class IkeSa:
         if self.state is IkeState.HALF_OPEN:
             return respond_auth(self, payloads, path, now)
         if exchange == ExchangeType.INFORMATIONAL:
+            lost_spi.respond(self, payloads, now)
+            quick_crash.take_token(self, payloads)
+            redirect.respond(self, payloads)
             return [*mobike.respond(self, payloads, path, now), *respond_informational(self, payloads, now)]
         if exchange == ExchangeType.IKE_FOLLOWUP_KE:
             if self.state is not IkeState.ESTABLISHED:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from dsvpn.addresses import Path
 from dsvpn.errors import PeerError
-from dsvpn.ike import childless, fragmentation, mobike, nat
+from dsvpn.ike import childless, fragmentation, mobike, nat, redirect
 from dsvpn.ike.authentication import proof as proofs
 from dsvpn.ike.ike_auth import IkeAuth
 from dsvpn.ike.intermediate import IkeIntermediate
@@ -69,6 +69,7 @@ class IkeSaInit(Task):
         if any(suite.additional for suite in self.profile.ike):
             payloads.append(wire.Notify(NotifyType.INTERMEDIATE_EXCHANGE_SUPPORTED))
         payloads.append(fragmentation.supported())
+        payloads += redirect.announce(self.profile, association.redirected_from)
         payloads += mobike.prohibition(self.profile, association.path)
         payloads += proofs.announce([self.profile], with_request=False)
         return payloads + nat.detection_payloads(
@@ -84,6 +85,10 @@ class IkeSaInit(Task):
             error = first_error(payloads)
             if error is not None:
                 raise PeerError(f"peer answers {error.name}")
+            elsewhere = redirect.find(payloads)
+            if elsewhere is not None:
+                sa.association.collapse(redirect.follow(sa, elsewhere, sa.nonce_i, established=False), now)
+                return
             self._accept(sa, message, data, path, now)
         except PeerError as problem:
             self.doubt(problem.reason, now)

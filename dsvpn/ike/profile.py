@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dsvpn.addresses import Address
+from dsvpn.addresses import Address, Prefix
 from dsvpn.errors import MisuseError
 from dsvpn.ike.authentication.credentials import Credentials
 from dsvpn.ike.authentication.trust import TrustStore
@@ -55,6 +55,8 @@ class IkeProfile:
     uses, for peers to try. `prohibit_nat`: calls that pass a NAT are refused by peers that have MOBIKE.
     `tunnel_mode` makes CHILD_SAs in tunnel mode, and none where there is a NAT. `esn` False never uses extended
     sequence numbers.
+    `redirect_to`: callers that can be redirected are sent there (RFC 5685), with `redirect_early` already in
+    IKE_SA_INIT if all profiles agree; `follow_redirects` are the addresses that this end lets itself be sent to.
     `ppks` are the post-quantum preshared keys: an initiator uses the first, a responder the one that the peer names.
     """
 
@@ -85,6 +87,9 @@ class IkeProfile:
     prohibit_nat: bool = False
     tunnel_mode: bool = False
     esn: bool = True
+    redirect_to: Address | None = None
+    redirect_early: bool = False
+    follow_redirects: tuple[Prefix, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.ike or not self.esp:

@@ -37,6 +37,7 @@ from dsvpn.ike.followup import Followup, take_link, take_public_value
 from dsvpn.ike.key_exchange import KeyExchange, answer_key_exchange, make_key_exchange
 from dsvpn.ike.keymat import derive_rekeyed_ike_keys
 from dsvpn.ike.proposals import IkeChoice, check_ike_answer, choose_ike, offer_ike
+from dsvpn.ike.quick_crash import GiveToken, give_token, take_token
 from dsvpn.ike.state import FAREWELL, IkeState
 from dsvpn.ike.suites import Additional, Group, IkeSuite
 from dsvpn.ike.task import Payloads, Task, first_error
@@ -72,6 +73,8 @@ class RekeyIke(Task):
         self.additional: tuple[Additional, ...] = ()
         self.secrets = b""
         self.link: wire.Notify | None = None
+        #: The answer, which may have the crash token of the new IKE SA.
+        self.tokens: Payloads = ()
 
     def build(self, sa: IkeSa, now: float) -> list[wire.Payload] | None:
         """The request, unless the IKE SA is already replaced."""
@@ -116,6 +119,7 @@ class RekeyIke(Task):
         if self.additional:
             self._follow_up(sa, now)
         else:
+            self.tokens = payloads
             self._finish(sa, now)
 
     def _finish(self, sa: IkeSa, now: float) -> None:
@@ -138,6 +142,9 @@ class RekeyIke(Task):
                 new.start_delete(now)
                 self._give_up(sa, now)
                 return
+        # The peer made it too: it may have the token. Its own came with the answer.
+        take_token(new, self.tokens)
+        new.tasks.append(GiveToken())
         association.promote(new, now)
         if passive is not None and alive:
             # Its maker deletes it; FAREWELL is for a maker that forgot.
@@ -255,8 +262,7 @@ def respond_rekey_ike(sa: IkeSa, offer: wire.SecurityAssociation, payloads: Payl
         wire.KeyExchange(group.key_exchange_id, public_value),
     ]
     if not followup.additional:
-        followup.complete(sa, now)
-        return answer
+        return answer + followup.complete(sa, now)
     sa.drop_followup()
     sa.followup = followup
     if task is not None:
@@ -284,8 +290,9 @@ class IkeFollowup(Followup):
         if sa is not sa.association.current:
             raise PeerError("the IKE SA is being replaced", NotifyType.TEMPORARY_FAILURE)
 
-    def complete(self, sa: IkeSa, now: float) -> None:
-        """P exists: it replaces the old IKE SA, unless a rekey of ours is under way as well."""
+    def complete(self, sa: IkeSa, now: float) -> list[wire.Payload]:
+        """P exists: it replaces the old IKE SA, unless a rekey of ours is under way as well. Its crash token goes with
+        the answer (RFC 6290 section 4.3)."""
         choice = self.choice
         new = _successor(
             sa, False, choice.peer_spi, self.spi, choice.suite, self.secret, self.nonces, self.secrets, now
@@ -297,6 +304,7 @@ class IkeFollowup(Followup):
             _replace(sa, new, now)
         else:
             task.passive, task.passive_nonces = new, self.nonces
+        return give_token(new)
 
 
 def _successor(

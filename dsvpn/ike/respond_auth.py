@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from dsvpn.addresses import Path
 from dsvpn.errors import PeerError
-from dsvpn.ike import childless, mobike
+from dsvpn.ike import childless, mobike, quick_crash, redirect
 from dsvpn.ike.authentication import proof as proofs
 from dsvpn.ike.child_exchange import answer_offer
 from dsvpn.ike.identity import Identity
@@ -48,11 +48,16 @@ def respond_auth(sa: IkeSa, payloads: Payloads, path: Path, now: float) -> list[
     association.proved = proved
     if sa.ppk is not None:
         answer.append(wire.Notify(NotifyType.PPK_IDENTITY))
+    elsewhere = redirect.redirect_authenticated(sa, profile, now)
+    if elsewhere:
+        return answer + elsewhere
     sa.establish(now)
     initial_contact = wire.find_notify(payloads, NotifyType.INITIAL_CONTACT) is not None
     mobike.take_announcement(association, payloads)
     if association.mobike is not None:
         answer += mobike.announce(profile)
+    quick_crash.take_token(sa, payloads)
+    answer += quick_crash.give_token(sa)
     if childless.is_asked(profile, payloads):
         association.establish(initial_contact, None, now)
         return [*answer, *association.reauthentication.lifetime_payloads(now)]

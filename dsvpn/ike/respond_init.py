@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dsvpn.addresses import Path
 from dsvpn.errors import PeerError
-from dsvpn.ike import childless, fragmentation, mobike, nat
+from dsvpn.ike import childless, fragmentation, mobike, nat, redirect
 from dsvpn.ike.association import Association
 from dsvpn.ike.authentication import proof as proofs
 from dsvpn.ike.context import Context
@@ -53,6 +53,7 @@ def _accept(context: Context, message: wire.Message, data: bytes, path: Path, no
     if offer is None or public is None or nonce is None or header.initiator_spi == wire.ZERO_SPI:
         raise PeerError("IKE_SA_INIT lacks SA, KE, nonce or SPI", NotifyType.INVALID_SYNTAX)
     mobike.check_prohibition(payloads, path)
+    redirect.refuse_init(context, payloads, nonce.data)
     # Which profile it is, IKE_AUTH tells: the suite is the best that any of them has in common with the peer.
     intermediate = wire.find_notify(payloads, NotifyType.INTERMEDIATE_EXCHANGE_SUPPORTED) is not None
     suites = dict.fromkeys(
@@ -75,6 +76,7 @@ def _accept(context: Context, message: wire.Message, data: bytes, path: Path, no
     sa = IkeSa(association, False, header.initiator_spi, context.new_ike_spi(), now)
     sa.nonce_i, sa.nonce_r = nonce.data, context.new_nonce()
     sa.drop_at = now + HALF_OPEN_LIFETIME
+    redirect.note_support(sa, payloads)
     sa.responses.expected_id = 1
     findings = nat.detect(payloads, sa.initiator_spi, wire.ZERO_SPI, path)
     association.local_nat, association.remote_nat = findings.local_nat, findings.remote_nat

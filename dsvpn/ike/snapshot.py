@@ -39,6 +39,7 @@ def association_status(association: Association, now: float) -> IkeSaStatus:
         reauthentication_in=_left(association.reauthentication.begins_at, now),
         authenticated_for=_left(association.reauthentication.ends_at, now),
         ppk="" if sa.ppk is None else sa.ppk[:64].decode("ascii", "backslashreplace"),
+        crash_token=bool(sa.peer_token),
         mobike=association.mobike is not None,
         peer_addresses=() if association.mobike is None else association.mobike.peer_addresses,
         authentication="" if association.proved is None else association.proved.method,

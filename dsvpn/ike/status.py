@@ -69,5 +69,7 @@ class IkeSaStatus:
     #: Both ends can move to other addresses (RFC 4555), and the addresses that the peer has besides.
     mobike: bool = False
     peer_addresses: tuple[Address, ...] = ()
+    #: Whether the peer gave a crash token (RFC 6290): its restart is noticed at once.
+    crash_token: bool = False
     #: How the peer proved itself, such as "pre-shared key" or "ECDSA with SHA2-256".
     authentication: str = ""

@@ -76,6 +76,9 @@ class Receiver(Protocol):
     def handle_moved(self, adjacency: int, path: Path, now: float) -> None:
         """A peer sends from another address."""
 
+    def handle_unknown_spi(self, spi: int, path: Path, now: float) -> None:
+        """ESP came with an SPI that no inbound SA has."""
+
 
 class Commander:
     """Carries out the gateway's commands. Tunnels are known to the gateway by name, to the data plane by id."""
@@ -233,6 +236,9 @@ class Commander:
             return
         if punt.kind == "moved":
             receiver.handle_moved(punt.adjacency, _path(punt), now)
+            return
+        if punt.kind == "unknown_spi":
+            receiver.handle_unknown_spi(int.from_bytes(punt.data, "big"), _path(punt), now)
             return
         tunnel = self._names.get(punt.tunnel)
         if tunnel is None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
+from ipaddress import ip_address
 from typing import Any
 
 import structlog
@@ -37,6 +38,7 @@ from dsvpn.io.netlink import Netlink, forwards
 from dsvpn.io.resolver import Resolver
 from dsvpn.io.routes import RouteAdded, RouteChange
 from dsvpn.io.sources import Source
+from dsvpn.io.state import token_secret
 from dsvpn.observe.limit import RateLimit
 from dsvpn.policy import tunnel_mtu
 
@@ -113,6 +115,7 @@ class Driver:
             route_lookup=self._netlink.route_lookup,
             key_log=None if key_log is None else key_log.ike_sa,
             wall_clock=time.time,
+            token_secret=self._token_secret(),
         )
         self._crls = CrlFetcher(crl_urls(config), self._guarded(self._read_materials), self._on_crl_error)
         self._say_warnings(config.materials)
@@ -132,6 +135,18 @@ class Driver:
             name="key_log_on",
         )
         return key_log
+
+    def _token_secret(self) -> bytes:
+        if not any(tunnel.protected for tunnel in self._config.tunnels.values()):
+            return b""
+        try:
+            return token_secret(self._config.gateway.state_directory_path)
+        except HostError as error:
+            _log.warning(
+                f"{error}; after a crash, peers notice that this gateway has started anew by dead peer detection only",
+                name="no_state",
+            )
+            return b""
 
     def _open_dataplane(self) -> dsvpn_native.Dataplane:
         tunnels = self._config.tunnels.values()
@@ -372,6 +387,16 @@ class Driver:
         self._crls.fetch_now()
         _log.info("keys, certificates and revocation lists were read anew", name="reloaded")
 
+    def _redirect(self, request: Mapping[str, Any]) -> dict[str, int]:
+        try:
+            target = ip_address(str(request["redirect"]))
+        except ValueError:
+            raise MisuseError(f"{request['redirect']!r} is no address to redirect to") from None
+        asked = self._gateway.redirect(target, request.get("identity"), time.monotonic())
+        self._flush()
+        _log.info(f"{asked} peers were asked to go to {target}", name="redirecting")
+        return {"asked": asked}
+
     def _read_materials(self) -> None:
         materials = read_materials(self._config, self._config.file, time.time(), self._crls.lists)
         self._say_warnings(materials)
@@ -423,6 +448,8 @@ class Driver:
         if "reload" in request:
             self.reload()
             return {"reloaded": True}
+        if "redirect" in request:
+            return self._redirect(request)
         section = request.get("show")
         if section not in SECTIONS:
             raise MisuseError(f"there is no section {section!r} to show; choose one of {', '.join(SECTIONS)}")

@@ -68,6 +68,7 @@ def configuration(site: Site, directory: Path, settings: Settings) -> str:
 [gateway]
 name = "{site.name}"
 control_socket = "{directory / f"{site.name}.sock"}"
+state_directory = "{directory / f"{site.name}.state"}"
 {_lines(settings.gateway)}
 [tunnel.{TUNNEL}]
 address = ["{site.tunnel}/{TUNNEL_PREFIX.prefixlen}"]

@@ -237,7 +237,7 @@ def _peers(value: dict[str, Any]) -> list[RenderableType]:
         nat = ", ".join(side for side, behind in (("us", peer["local_nat"]), ("peer", peer["remote_nat"])) if behind)
         return (
             peer["identity"],
-            peer["nbma"],
+            f"{peer['nbma']} → {peer['redirected_to']}" if peer.get("redirected_to") else peer["nbma"],
             ", ".join(mapping["protocol"] for mapping in peer["mappings"]),
             peer["state"],
             duration(peer["up_for"]),
@@ -284,6 +284,7 @@ def _sa(value: list[dict[str, Any]]) -> list[RenderableType]:
             "suite",
             "proof",
             "moves",
+            "crash token",
             "age",
             "rekey in",
             "proof holds",
@@ -299,6 +300,7 @@ def _sa(value: list[dict[str, Any]]) -> list[RenderableType]:
                 f"{sa['suite']} with PPK {sa['ppk']}" if sa.get("ppk") else sa["suite"],
                 sa.get("authentication"),
                 sa.get("mobike"),
+                sa.get("crash_token"),
                 duration(sa["age"]),
                 duration(sa["rekey_in"]),
                 duration(sa.get("authenticated_for")),

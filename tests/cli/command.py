@@ -13,6 +13,7 @@ SPOKE = """\
 [gateway]
 name = "spoke1"
 control_socket = "{directory}/spoke1.sock"
+state_directory = "{directory}/spoke1.state"
 
 [tunnel.dsvpn0]
 address = ["10.0.0.11/24"]

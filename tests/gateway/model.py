@@ -115,6 +115,8 @@ class Site:
     names: dict[str, tuple[Address, ...]] = field(default_factory=dict)
     lookups: list[float] = field(default_factory=list)
     spis: set[int] = field(default_factory=set)
+    #: What its state directory keeps over restarts.
+    token_secret: bytes = b""
     running: bool = False
     _timer: Timer | None = None
     _misses: dict[object, float] = field(default_factory=dict)
@@ -146,6 +148,7 @@ class Site:
             allocate_spi=self._allocate_spi,
             release_spi=self.spis.discard,
             route_lookup=self._route_lookup,
+            token_secret=self.token_secret,
         )
         self.gateway.start(now)
         for name, tunnel in self.gateway.tunnels.items():
@@ -293,6 +296,9 @@ class Site:
         elif isinstance(payload, Sealed):
             sa = self.inbound.get(payload.spi)
             if sa is None:
+                if self._limited(("unknown_spi", datagram.source)):
+                    path = Path(datagram.destination, datagram.source)
+                    self._later(self._life, lambda now: self.gateway.handle_unknown_spi(payload.spi, path, now))
                 return self._lose("unknown_spi")
             if sa.keymat != payload.keymat:
                 return self._lose("unauthentic")

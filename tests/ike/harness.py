@@ -70,7 +70,9 @@ class Owned:
 class End:
     """An engine and its owner. `sealing` is the inbound SPI of the CHILD_SA that each IKE SA seals with."""
 
-    def __init__(self, name: str, address: Any, profiles: list[IkeProfile], seed: int) -> None:
+    def __init__(
+        self, name: str, address: Any, profiles: list[IkeProfile], seed: int, token_secret: bytes = b""
+    ) -> None:
         self.name = name
         self.address = address
         self._random = Random(f"{name} {seed}")
@@ -81,6 +83,7 @@ class End:
         self.elapsed: Callable[[], float] = lambda: 0.0
         self.engine = IkeEngine(
             profiles,
+            token_secret=token_secret,
             random=self._random.randbytes,
             allocate_spi=self._allocate,
             release_spi=self._release,

@@ -31,6 +31,7 @@ CONFIGURATION = """\
 [gateway]
 name = "spoke1"
 control_socket = "{directory}/spoke1.sock"
+state_directory = "{directory}/spoke1.state"
 driver = "{driver}"
 log_format = "json"
 key_log = "{directory}/keys"

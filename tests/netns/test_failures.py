@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -102,3 +103,23 @@ def test_a_spoke_that_was_killed_returns() -> None:
 def devices(gateway: GatewayProcess) -> list[str]:
     links = json.loads(gateway.namespace.ip("-j", "link", "show"))
     return [link["ifname"] for link in links if link["ifname"].startswith("dsvpn")]
+
+
+def test_spokes_come_back_at_once_when_a_killed_hub_is_started_anew() -> None:
+    """Long before dead peer detection, which takes a minute here: the hub proves that it has lost its SAs."""
+    slow = QUICK.but(holding_time="600s", profile={"dpd": '"60s"'})
+    with Network(every=slow) as network:
+        network.start().wait_registered()
+        hub = network.gateways["hub"]
+        hub.kill()
+        wait_until(lambda: not devices(hub), DEADLINE, "the device to go")
+        hub.start()
+        started = time.monotonic()
+        for name in ("spoke1", "spoke2"):
+            network.wait_ping(name, HUB.host)
+        took = time.monotonic() - started
+        print(f"both spokes were back {took:.1f} s after the hub")
+        assert took < 15.0
+        for name in ("spoke1", "spoke2"):
+            assert network.gateways[name].show("counters")["ike"]["crash_tokens_accepted"] == 1
+        assert network.ping("spoke1", SPOKE2.host, 10).received
