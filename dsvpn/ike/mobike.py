@@ -99,12 +99,13 @@ def check_prohibition(payloads: Payloads, path: Path) -> None:
 def move(association: Association, local: Address, now: float) -> bool:
     """Our address is `local` from here on. False when the IKE SA cannot go there and has to be made anew."""
     sa, path = association.current, association.path
-    if association.mobike is None or sa is None or sa.state is not IkeState.ESTABLISHED:
-        return False
     if local.version != path.remote.address.version:
         return False
-    if not association.initiator and association.remote_nat:
-        # Nobody but the peer opens its NAT for another address, and it does not know that address.
+    # Nobody but the peer opens its NAT for another address of ours, and it does not know that address.
+    unreachable = not association.initiator and association.remote_nat
+    if association.mobike is None or unreachable or sa is None or sa.state is not IkeState.ESTABLISHED:
+        # What is left to say, the goodbye, has to leave from an address that there is.
+        association.path = Path(Endpoint(local, path.local.port), path.remote)
         return False
     if path.local.address != local:
         association.path = Path(Endpoint(local, path.local.port), path.remote)

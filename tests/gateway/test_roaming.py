@@ -86,6 +86,9 @@ def test_without_mobike_the_sas_are_made_anew() -> None:
     network.simulation.run_for(5.0)
     network.wait_registered()
     assert not set(before) & set(ike_sas(network, "s1"))
+    # The hub was told: nothing of the old address is left there.
+    assert len(ike_sas(network, "hub")) == 2
+    assert {str(peer.nbma) for peer in network["hub"].gateway.peers} == {NEW, "192.0.2.12"}
     assert network.path("s1", "hub") == ("s1", "hub")
     assert network.path("hub", "s1") == ("hub", "s1")
 

@@ -242,6 +242,17 @@ def test_a_responder_cannot_reach_a_peer_behind_nat_from_elsewhere() -> None:
     assert not move(net, "b", NEW_B)
 
 
+def test_what_cannot_move_says_goodbye_from_the_new_address() -> None:
+    net = roaming(b={"mobike": False})
+    handle = net.a.handle
+    assert not move(net, "a", NEW_A)
+    net.a.engine.delete(handle, net.now, "source address changed")
+    net.settle()
+    assert not net.b.established
+    assert net.record[-1].path.local.address == NEW_A
+    assert not any(end.of(events.IkePathChanged) for end in net.ends)
+
+
 def test_no_move_to_another_family() -> None:
     net = roaming()
     assert not net.a.engine.move(net.a.handle, ip_address("2001:db8::7"), net.now)
