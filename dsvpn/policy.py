@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dsvpn.addresses import Address
+from dsvpn.addresses import Address, Prefix
 from dsvpn.commands import Encapsulation
 from dsvpn.config.credentials import Material
-from dsvpn.config.model import GatewayConfig, IpsecConfig, TunnelConfig
+from dsvpn.config.model import Config, GatewayConfig, IpsecConfig, TunnelConfig
 from dsvpn.ike.half_open import HalfOpenLimits
 from dsvpn.ike.ppk import Ppk
 from dsvpn.ike.profile import IkeProfile, RetransmissionSchedule
@@ -131,6 +131,28 @@ def tunnel_mtu(tunnel: TunnelConfig, underlay_mtu: int, version: int = 4, ipsec:
 def _plaintext(underlay_mtu: int, version: int, encapsulation: Encapsulation, suite: EspSuite) -> int:
     udp = _UDP_HEADER if encapsulation == "udp" else 0
     return underlay_mtu - _IP_HEADER[version] - udp - _ESP_HEADER - suite.iv_length - suite.icv_length
+
+
+def guarded_prefixes(config: Config) -> set[Prefix]:
+    """The prefixes that must not be reached in clear when this gateway is gone: the tunnels' own and their `routes`.
+
+    A default route is left out, and so is a prefix that covers the public address of a gateway: without the tunnel,
+    that address has to be reachable for the tunnel to be made.
+    """
+    found: set[Prefix] = set()
+    for tunnel in config.tunnels.values():
+        if not tunnel.guard:
+            continue
+        outside = [entry.nbma for entry in tunnel.nhrp.map] + [tunnel.source_address]
+        outside += [entry.nbma for entry in tunnel.nhrp.nhs if not isinstance(entry.nbma, str)]
+        prefixes: list[Prefix] = [interface.network for interface in tunnel.addresses]
+        prefixes += [route.prefix for route in tunnel.routes]
+        found.update(
+            prefix
+            for prefix in prefixes
+            if prefix.prefixlen and not any(address is not None and address in prefix for address in outside)
+        )
+    return found
 
 
 def call_delay(own: Address, peer: Address, local_nat: bool, peer_nat: bool) -> float:

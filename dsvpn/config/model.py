@@ -199,6 +199,8 @@ class TunnelConfig(_Section):
     routes: tuple[RouteSection, ...] = ()
     authorize: Authorize = {}
     """By identity ("*.example.net" for several): the tunnel addresses and prefixes that a peer may claim by NHRP."""
+    guard: bool = True
+    """Keep unreachable routes below the tunnel's, so that packets do not leave in clear after a crash."""
     nhrp: NhrpSection = NhrpSection()
 
     @property

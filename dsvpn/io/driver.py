@@ -40,7 +40,7 @@ from dsvpn.io.routes import RouteAdded, RouteChange
 from dsvpn.io.sources import Source
 from dsvpn.io.state import token_secret
 from dsvpn.observe.limit import RateLimit
-from dsvpn.policy import tunnel_mtu
+from dsvpn.policy import guarded_prefixes, tunnel_mtu
 
 _log = structlog.get_logger("dsvpn")
 
@@ -99,6 +99,10 @@ class Driver:
         for name in config.tunnels:
             if self._netlink.has_link(name):
                 raise HostError(f"tunnel.{name}: a device named {name} exists already; stop its owner or rename one")
+        # Before the tunnels are there as well as after they are gone.
+        guards = self._netlink.guards(config.gateway.name)
+        undo.callback(guards.clear)
+        guards.keep(guarded_prefixes(config))
         key_log = self._open_key_log(undo)
         self._dataplane = self._open_dataplane()
         self._resolver = Resolver(self._on_looked_up)

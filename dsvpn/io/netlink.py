@@ -17,7 +17,8 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from dsvpn.addresses import Address, Prefix
 from dsvpn.errors import HostError
-from dsvpn.io.routes import SHORTCUT_PROTOCOL, RouteChange, RouteMirror
+from dsvpn.io.guards import Guards
+from dsvpn.io.routes import OWN_PROTOCOL, RouteChange, RouteMirror
 from dsvpn.io.rtnetlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -174,7 +175,7 @@ class Netlink:
         """Take a shortcut out of the kernel. One that somebody else took out before is no error."""
         device = self._devices[tunnel]
         device.shortcuts.pop(prefix, None)
-        message = self._route(device, prefix, None, SHORTCUT_PROTOCOL, SHORTCUT_METRIC)
+        message = self._route(device, prefix, None, OWN_PROTOCOL, SHORTCUT_METRIC)
         message["scope"] = _RT_SCOPE_NOWHERE  # any: whether it has a gateway does not matter
         try:
             self._requests.change(RTM_DELROUTE, message)
@@ -183,7 +184,7 @@ class Netlink:
                 raise HostError(f"{tunnel}: cannot remove the shortcut {prefix}: {error.strerror}") from None
 
     def _write_shortcut(self, device: _Device, prefix: Prefix, via: Address | None) -> None:
-        message = self._route(device, prefix, via, SHORTCUT_PROTOCOL, SHORTCUT_METRIC)
+        message = self._route(device, prefix, via, OWN_PROTOCOL, SHORTCUT_METRIC)
         try:
             self._requests.change(RTM_NEWROUTE, message, NLM_F_CREATE | NLM_F_REPLACE)
         except OSError as error:
@@ -221,6 +222,10 @@ class Netlink:
             attributes.append(("RTA_PRIORITY", metric))
         message["attrs"] = attributes
         return message
+
+    def guards(self, name: str) -> Guards:
+        """The unreachable routes of the gateway `name`."""
+        return Guards(self._requests, name)
 
     # -- what the kernel says ------------------------------------------------------------------------------
 
@@ -303,7 +308,7 @@ class Netlink:
         return Route(match.prefix, tunnel=False, next_hop=match.hops[0].gateway if match.hops else None, local=False)
 
     def _is_shortcut(self, route: KernelRoute) -> bool:
-        return route.protocol == SHORTCUT_PROTOCOL and any(
+        return route.protocol == OWN_PROTOCOL and any(
             route.hop_through(device.index) is not None for device in self._devices.values()
         )
 

@@ -13,8 +13,9 @@ from typing import NamedTuple
 from dsvpn.addresses import Address, Prefix
 from dsvpn.io.rtnetlink import RT_TABLE_LOCAL, RT_TABLE_MAIN, RTN_UNICAST, KernelRoute
 
-#: RTPROT_NHRP: what this gateway writes itself, and so what it does not mirror.
-SHORTCUT_PROTOCOL = 191
+#: The protocol number of the routes that this gateway writes by itself, and so does not mirror. Not RTPROT_NHRP (191):
+#: FRR's zebra takes that for its own and sweeps such routes when it starts.
+OWN_PROTOCOL = 147
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def is_mirrored(route: KernelRoute) -> bool:
     return (
         route.kind == RTN_UNICAST
         and route.table != RT_TABLE_LOCAL
-        and route.protocol != SHORTCUT_PROTOCOL
+        and route.protocol != OWN_PROTOCOL
         and not route.prefix.is_multicast
         and not route.prefix.is_link_local
     )

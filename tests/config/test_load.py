@@ -100,7 +100,7 @@ def test_routes_and_maps(tmp_path: Path) -> None:
         ("key = 42", "key = 4294967296", "tunnel.dsvpn0.key: input should be less than or equal to 4294967295"),
         ('"10.0.0.11/24"', '"10.0.0.11"', "'10.0.0.11' is no address with a prefix length; write one like"),
         ('"2h"', '"2 fortnights"', "'2 fortnights' is no duration; write \"90s\""),
-        ('nbma = "192.0.2.1"', 'nbma = "hub.example"', "tunnel.dsvpn0.nhrp.nhs.0.nbma: 'hub.example' is no IP address"),
+        ('nbma = "192.0.2.1"', 'nbma = "192.0.2.256"', "nhs.0.nbma: '192.0.2.256' is neither an IP address nor"),
         ('"s3cret"', '"longer than eight"', "Cisco's form takes 1 to 8 octets; write a shorter word"),
         (
             'mode = "transport"\nencapsulation = "auto"',

@@ -141,7 +141,7 @@ def test_own_routes_return_when_the_device_comes_up_again() -> None:
             assert ip("route show") == ""
             ip("link set dsvpn0 up")
             changes_until(netlink, lambda: next_hop(netlink, "10.0.0.0/8") == ip_address("10.0.0.1"))
-            assert "10.2.0.0/16 via 10.0.0.12 dev dsvpn0 proto 191 metric 10 onlink" in ip("-N route show")
+            assert "10.2.0.0/16 via 10.0.0.12 dev dsvpn0 proto 147 metric 10 onlink" in ip("-N route show")
         finally:
             netlink.close()
 
@@ -168,8 +168,8 @@ def test_shortcuts_are_written_replaced_removed_and_not_mirrored(netlink: Netlin
     host: Prefix = ip_network("10.0.0.13/32")
     netlink.install_shortcut("dsvpn0", host, None)
     shown = ip("-N route show")
-    assert "10.7.0.0/24 via 10.0.0.13 dev dsvpn0 proto 191 metric 10 onlink" in shown
-    assert "10.0.0.13 dev dsvpn0 proto 191 scope 253 metric 10" in shown
+    assert "10.7.0.0/24 via 10.0.0.13 dev dsvpn0 proto 147 metric 10 onlink" in shown
+    assert "10.0.0.13 dev dsvpn0 proto 147 scope 253 metric 10" in shown
     # The marker comes after the shortcuts in the monitor's queue.
     ip("route add 10.99.0.0/16 via 10.0.0.12 dev dsvpn0")
     changes = changes_until(netlink, lambda: next_hop(netlink, "10.99.0.0/16") != "absent")
@@ -177,7 +177,7 @@ def test_shortcuts_are_written_replaced_removed_and_not_mirrored(netlink: Netlin
     netlink.remove_shortcut("dsvpn0", prefix)
     netlink.remove_shortcut("dsvpn0", prefix)
     netlink.remove_shortcut("dsvpn0", host)
-    assert "proto 191" not in ip("-N route show")
+    assert "proto 147" not in ip("-N route show")
 
 
 def test_route_lookup(netlink: Netlink) -> None:

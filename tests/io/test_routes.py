@@ -6,7 +6,7 @@ import random
 from ipaddress import ip_address, ip_network
 
 from dsvpn.addresses import Address, Prefix
-from dsvpn.io.routes import SHORTCUT_PROTOCOL, RouteAdded, RouteMirror, RouteRemoved
+from dsvpn.io.routes import OWN_PROTOCOL, RouteAdded, RouteMirror, RouteRemoved
 from dsvpn.io.rtnetlink import RT_TABLE_LOCAL, RT_TABLE_MAIN, RTN_UNICAST, KernelRoute, RouteHop
 
 DEVICE = 7
@@ -36,7 +36,7 @@ def mirror() -> RouteMirror:
 def test_what_is_not_for_the_fib_is_left_out() -> None:
     table = mirror()
     assert table.changed(route("192.0.2.1", device=OTHER), replaces=False) == []
-    assert table.changed(route("10.0.0.12", protocol=SHORTCUT_PROTOCOL), replaces=False) == []
+    assert table.changed(route("10.0.0.12", protocol=OWN_PROTOCOL), replaces=False) == []
     assert table.changed(route("10.0.0.12", table=RT_TABLE_LOCAL), replaces=False) == []
     assert table.changed(route(None, prefix=ip_network("224.0.0.0/4")), replaces=False) == []
     assert table.changed(route(None, prefix=ip_network("fe80::/64")), replaces=False) == []
