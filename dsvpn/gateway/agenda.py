@@ -33,6 +33,11 @@ class Agenda(Generic[T]):
         if thing not in self._due:
             self[thing] = due
 
+    def get(self, thing: T) -> float | None:
+        """When a thing is due, None if it is not on the agenda."""
+        found = self._due.get(thing)
+        return found[0] if found is not None else None
+
     def pop(self, thing: T) -> float | None:
         """Take a thing off; when it was due, None if it was not on the agenda."""
         found = self._due.pop(thing, None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from dsvpn.addresses import Address, Path, Prefix
@@ -19,6 +20,7 @@ from dsvpn.gateway.events import GatewayEvent, Level
 from dsvpn.gateway.forwarding import RouteSource
 from dsvpn.gateway.ids import IdPool
 from dsvpn.gateway.names import NamedServer, NamedServers
+from dsvpn.gateway.nat import near, wants_punch
 from dsvpn.gateway.peering import Peering
 from dsvpn.gateway.peers import Peer
 from dsvpn.gateway.tunnel import Tunnel
@@ -410,6 +412,11 @@ class Gateway:
                     self.peering.restart(mapping.peer, reason, now)
 
     def _on_mapping(self, tunnel: Tunnel, event: nhrp_events.MappingAdded, now: float) -> None:
+        event = near(event, tunnel)
+        punch = wants_punch(event, tunnel)
+        if punch:
+            # Nobody can be waited for: an end that was only asked for calls as well, or it would not let the other in.
+            event = replace(event, kind="resolved")
         before = tunnel.mappings.get(event.protocol)
         peer = self._peer_of_mapping(tunnel, event)
         if before is None or (before.event.nbma, before.event.kind) != (event.nbma, event.kind):
@@ -418,6 +425,7 @@ class Gateway:
                 "info", "mapping_added", f"{tunnel.name}: {event.protocol} is {event.kind} at {event.nbma}{nat}"
             )
         if peer is not None:
+            peer.punch |= punch
             self.peering.needed(peer, tunnel, event)
         tunnel.set_mapping(event, peer)
         if before is not None and before.peer is not None and before.peer is not peer:

@@ -24,6 +24,7 @@ from dsvpn.gateway.agenda import Agenda
 from dsvpn.gateway.events import Level
 from dsvpn.gateway.ids import IdPool
 from dsvpn.gateway.keepalives import Keepalives
+from dsvpn.gateway.nat import PUNCH_PORT
 from dsvpn.gateway.peers import Child, Peer, PeerTable
 from dsvpn.gateway.redirects import Redirects
 from dsvpn.gateway.roaming import Roaming
@@ -131,6 +132,11 @@ class Peering:
 
     # -- what was heard --------------------------------------------------------------------------------------
 
+    def retry_in(self, peer: Peer, now: float) -> float | None:
+        """Seconds until the peer is called again, None if that is not planned."""
+        due = self._calls.get(peer)
+        return None if due is None else max(due - now, 0.0)
+
     def heard_nhrp(self, peer: Peer) -> None:
         """An NHRP packet came from the peer through an SA: where there are two, nothing tells through which."""
         if peer in self._confirmations and peer.pending is None:
@@ -180,7 +186,7 @@ class Peering:
             self.raise_plain(peer, now)
         elif peer.calls and peer.attempt is None and not peer.ike_sas and peer not in self._calls:
             delay = 0.0
-            if event.kind == "resolved":
+            if event.kind == "resolved" and not peer.punch:
                 delay = call_delay(
                     tunnel.config.addresses[0].ip,
                     event.protocol,
@@ -212,7 +218,8 @@ class Peering:
         source = next((tunnel.source for tunnel in self._tunnels_of(peer) if tunnel.source is not None), None)
         if source is None:
             return
-        path = Path(Endpoint(source, IKE_PORT), Endpoint(self.redirects.target(peer), IKE_PORT))
+        port = PUNCH_PORT if peer.punch else IKE_PORT
+        path = Path(Endpoint(source, port), Endpoint(self.redirects.target(peer), port))
         peer.attempt = self.ike.initiate(peer.profile, path, now, self.redirects.origin(peer))
         self.peers.bind_ike_sa(peer.attempt, peer)
 
@@ -387,7 +394,7 @@ class Peering:
             self.peers.bind_ike_sa(event.ike_sa, peer)
         if event.initiator:
             peer.attempt = None
-        elif peer.attempt is not None and event.remote_nat:
+        elif peer.attempt is not None and event.remote_nat and not self._call_wins(peer):
             # The peer has called through its NAT: nobody answers the call in the other direction.
             self.ike.delete(peer.attempt, now, "the peer has called")
         self._calls.pop(peer)
@@ -412,6 +419,13 @@ class Peering:
         self.note("info", "ike_established", f"IKE SA with {peer.identity} at {remote} established ({role})")
         if event.local_nat:
             self._keepalives.start(event.profile, now)
+
+    def _call_wins(self, peer: Peer) -> bool:
+        """Of two calls that cross between ends behind NAT, that of the lower tunnel address stands: both can come
+        through, and if each end gave up its own there would be none."""
+        return peer.punch and any(
+            self.tunnels[name].config.addresses[0].ip.packed < protocol.packed for name, protocol in peer.needs
+        )
 
     def _on_ike_deleted(self, ike_sa: int, reason: str, now: float) -> None:
         peer = self.peers.by_ike_sa(ike_sa)
@@ -469,8 +483,11 @@ class Peering:
         if called and was_up:
             peer.pending = child.inbound_spi
         elif child.ready:
-            peer.confirmed = not called
+            confirmed, peer.confirmed = peer.confirmed, not called
             self._seal_with(peer, child)
+            if was_up and not called and not confirmed:
+                # Two calls crossed, and the answer to ours shows that the peer takes traffic.
+                self._peer_changed(peer)
         self.redirects.on_child(peer, event.ike_sa, now)
         if peer.up and not was_up:
             peer.since = now

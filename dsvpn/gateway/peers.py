@@ -58,6 +58,8 @@ class Peer:
     #: A CHILD_SA that the peer made beside the current one; sealed with once the peer can be expected to have it.
     pending: int | None = None
     needs: dict[tuple[str, Address], MappingKind] = field(default_factory=dict)
+    #: Both ends are behind NAT: the call opens the way for the other end's.
+    punch: bool = False
     failures: int = 0
     last_error: str = ""
     local_nat: bool = False

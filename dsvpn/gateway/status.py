@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Any
 
 from dsvpn.addresses import Address, Path
+from dsvpn.gateway.nat import explain
 
 if TYPE_CHECKING:
     from dsvpn.config.credentials import Material
@@ -155,6 +156,7 @@ def _peer(gateway: Gateway, peer: Peer, now: float) -> dict[str, Any]:
     else:
         state = "waiting" if peer.calls else "down"
     child = peer.children.get(peer.current) if peer.current is not None else None
+    path, why = explain(peer, gateway.peering.retry_in(peer, now))
     return {
         "state": state,
         "identity": peer.identity,
@@ -177,6 +179,8 @@ def _peer(gateway: Gateway, peer: Peer, now: float) -> dict[str, Any]:
         "adjacencies": dict(peer.adjacencies),
         "child_sas": len(peer.children),
         "last_error": peer.last_error,
+        "path": path,
+        "why": why,
     }
 
 

@@ -220,6 +220,11 @@ class NhrpEngine:
         """Register anew with the NHSs behind one peer, whom the path to this gateway has changed for."""
         self._registrations.restart(now, peer)
 
+    @property
+    def nat_address(self) -> Address | None:
+        """This end's public NBMA address as an NHS sees it, None without NAT."""
+        return self._context.nat_address
+
     def withdraw(self, prefix: Prefix, now: float) -> None:
         """This gateway has stopped being the way to `prefix`: purge it from all who were told so."""
         self._purges.withdraw(prefix, now)

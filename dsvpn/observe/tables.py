@@ -246,10 +246,11 @@ def _peers(value: dict[str, Any]) -> list[RenderableType]:
             nat,
             size(octets_in),
             size(octets_out),
-            peer["last_error"],
+            peer.get("path"),
+            peer.get("why", peer["last_error"]) or peer["last_error"],
         )
 
-    columns = ("peer", "NBMA", "protocol", "state", "up for", "by", "cipher", "NAT", "in", "out", "last error")
+    columns = ("peer", "NBMA", "protocol", "state", "up for", "by", "cipher", "NAT", "in", "out", "path", "why")
     tables: list[RenderableType] = [_table("peers", columns, map(row, value["peers"]))]
     if value["refused"]:
         tables.append(

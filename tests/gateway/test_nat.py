@@ -1,0 +1,119 @@
+"""Direct paths between spokes behind NAT boxes: one box, two boxes, boxes that cannot be punched through."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.gateway.model import address
+from tests.gateway.network import Network
+from tests.simulation import NatBox
+
+
+def two_boxes(seed: int, **second: Any) -> Network:
+    """s1 behind the network's own box, s2 behind another one; s3 is public."""
+    network = Network(seed, spokes=3, nated=(1,))
+    spoke = network["s2"]
+    network.underlay.detach(spoke.host.address)
+    box = NatBox(network.underlay, address("203.0.113.2"), **second)
+    spoke.attach(box, address("192.168.100.1"))  # the very address that s1 has behind its own
+    network.start()
+    return network
+
+
+def direct(network: Network, one: str, other: str) -> bool:
+    return network.path(one, other) == (one, other) and network.path(other, one) == (other, one)
+
+
+def shown(network: Network, name: str, nbma: str) -> dict[str, Any]:
+    peers = network[name].gateway.status(network.simulation.now)["peers"]["peers"]
+    return next(peer for peer in peers if peer["nbma"] == nbma)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_two_spokes_behind_two_port_preserving_boxes_get_a_direct_path(seed: int) -> None:
+    network = two_boxes(seed)
+    sent = network.stream("s1", "s2", 5.0)
+    assert sorted(network.arrived("s1", "s2")) == sent, "the hub carries the traffic until then"
+    assert direct(network, "s1", "s2")
+    assert shown(network, "s1", "203.0.113.2")["path"] == "direct"
+    forwarded = network["hub"].forwarded
+    network.stream("s1", "s2", 60.0, 0.5)
+    assert network["hub"].forwarded == forwarded
+
+
+def test_traffic_in_one_direction_is_enough() -> None:
+    network = two_boxes(5)
+    for _ in range(100):
+        network["s1"].send(network.packet("s1", "s2"))
+        network.simulation.run_for(0.1)
+    assert network.path("s1", "s2") == ("s1", "s2")
+
+
+def test_the_bindings_are_kept_while_nothing_is_sent() -> None:
+    network = two_boxes(6)
+    network.stream("s1", "s2", 5.0)
+    network.nat.timeout = 30.0
+    network.simulation.run_for(100.0)
+    assert direct(network, "s1", "s2")
+
+
+def test_a_box_that_changes_every_port_leaves_the_pair_on_the_hub_and_show_says_why() -> None:
+    network = two_boxes(7, preserve_port=False)
+    sent = network.stream("s1", "s2", 90.0, 0.5)
+    arrived = network.arrived("s1", "s2")
+    assert sorted(arrived) == sent
+    assert network.path("s1", "s2") == ("s1", "hub", "s2")
+    peer = shown(network, "s1", "203.0.113.2")
+    assert peer["path"] == "hub"
+    assert "both ends are behind NAT" in peer["why"]
+    # The public spoke is reached directly all the same.
+    network.stream("s2", "s3", 4.0)
+    assert direct(network, "s2", "s3")
+
+
+def test_it_is_tried_again_and_works_as_soon_as_the_box_relents() -> None:
+    network = two_boxes(8, preserve_port=False)
+    box = network["s2"].host.via
+    assert isinstance(box, NatBox)
+    network.stream("s1", "s2", 30.0, 0.5)
+    assert not direct(network, "s1", "s2")
+    box.forget()  # it is replaced by one that keeps ports
+    box.preserve_port = True
+    network.stream("s1", "s2", 120.0, 0.5)
+    assert direct(network, "s1", "s2")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_two_spokes_behind_one_box_go_by_their_private_addresses(seed: int) -> None:
+    network = Network(seed, spokes=2, nated=(1, 2))
+    network.start()
+    sent = network.stream("s1", "s2", 5.0)
+    assert sorted(network.arrived("s1", "s2")) == sent
+    assert direct(network, "s1", "s2")
+    assert shown(network, "s1", "192.168.100.2")["path"] == "direct"
+
+
+def test_two_spokes_behind_one_address_that_cannot_reach_each_other_stay_on_the_hub() -> None:
+    network = Network(9, spokes=2, nated=(1, 2))
+    network.start()
+    box = network.nat
+
+    send = box.send
+
+    def isolating(datagram: Any) -> None:
+        if datagram.destination.address not in box.inside:
+            send(datagram)
+
+    for name in ("s1", "s2"):
+        network[name].host.via = _Carrier(isolating)
+    sent = network.stream("s1", "s2", 60.0, 0.5)
+    assert sorted(network.arrived("s1", "s2")) == sent
+    assert network.path("s1", "s2") == ("s1", "hub", "s2")
+    assert shown(network, "s1", "192.168.100.2")["path"] == "hub"
+
+
+class _Carrier:
+    def __init__(self, send: Any) -> None:
+        self.send = send
