@@ -188,12 +188,11 @@ table ip nat_box {{
     def start(self, name: str, *, nhrp: str = "", tunnel: str = "", profile: str = "", extra: str = "") -> Gateway:
         """Run `dsvpn up` with these lines in its sections, and wait until it answers."""
         gateway = self.gateways[name]
-        config = gateway.directory / f"{name}.toml"
-        config.write_text(
+        return self.start_file(
+            name,
             f"""\
 [gateway]
 name = "{name}"
-control_socket = "{gateway.socket}"
 log_level = "debug"
 [tunnel.dsvpn0]
 address = ["{gateway.tunnel}/24"]
@@ -207,9 +206,18 @@ holding_time = "60s"
 {profile}
 [ipsec.default.auth]
 psk = "a key for tests only"
-{extra}"""
+{extra}""",
         )
-        config.chmod(0o600)
+
+    def start_file(self, name: str, text: str) -> Gateway:
+        """Run `dsvpn up` with a configuration; where its control socket is gets added."""
+        gateway = self.gateways[name]
+        config = gateway.directory / f"{name}.toml"
+        key = gateway.directory / "psk"
+        key.touch(mode=0o600)
+        key.write_text("a key for tests only\n")
+        config.touch(mode=0o600)
+        config.write_text(text.replace("[gateway]\n", f'[gateway]\ncontrol_socket = "{gateway.socket}"\n', 1))
         package = Path(dsvpn.__file__).parent.parent
         argv = ["env", f"PYTHONPATH={package}:{os.environ.get('PYTHONPATH', '')}"]
         argv += [sys.executable, "-P", "-m", "dsvpn", "up", str(config)]
