@@ -131,15 +131,16 @@ class ResolutionClient:
         return tuple(pending + negative)
 
     def _server_peer(self, target: Address) -> int | None:
-        """Whom to ask: the hub that the traffic goes by, else the best NHS. Never the target itself."""
+        """Whom to ask: the gateway that the traffic goes by, a hub or one below this hub, else the best NHS; never the
+        target itself."""
         context = self._context
         route = context.route_lookup(target)
         if route is not None and route.tunnel and route.next_hop is not None:
             mapping = context.cache.get(route.next_hop)
-            if mapping is not None and mapping.kind in ("nhs", "static"):
+            if mapping is not None and mapping.kind in ("nhs", "static", "registered"):
                 peer = context.peer_of(mapping)
                 # A route by an NHS that is silent leads to nobody: the best of the others may know.
-                if peer is not None and (mapping.kind == "static" or mapping.protocol in context.nhs_up):
+                if peer is not None and (mapping.kind != "nhs" or mapping.protocol in context.nhs_up):
                     return peer
         return self._transit.nhs_peer(target.version)
 

@@ -68,7 +68,9 @@ class Transit:
         """Pass a packet on; False when there is no way to `toward`. A broken rule is answered and counts as done."""
         context = self._context
         reply = message.type in _REPLIES
-        peer = self.next_peer(toward, came_from)
+        peer = self._way_back(message, toward, came_from) if reply else None
+        if peer is None:
+            peer = self.next_peer(toward, came_from)
         if peer is None:
             return False
         if not self._is_own(message, came_from, peer, now):
@@ -98,6 +100,26 @@ class Transit:
         context.count("forwarded")
         context.send(message, peer)
         return True
+
+    def _way_back(self, message: NhrpMessage, toward: Address, came_from: int | None) -> int | None:
+        """The hop that sent a reply's request here, when this NHS does not know the requester itself.
+
+        The requester is registered with an NHS below this one. The request's transit records tell which (RFC 2332
+        section 5.3.2).
+        """
+        records = find_extension(message.extensions, ExtensionType.FORWARD_TRANSIT)
+        if records is None or self._context.cache.get(toward) is not None:
+            return None
+        before: Cie | None = None
+        for cie in records.cies:
+            if self._is_own_record(cie):
+                break
+            before = cie
+        else:
+            return None
+        if before is None or before.protocol is None:
+            return None
+        return self._usable(self._context.cache.get(before.protocol), came_from)
 
     def forget(self, responder: Address, now: float, still_at: Address | None = None) -> list[Relay]:
         """Who was told about a responder through here, with answers that would still be believed; forgets them.
