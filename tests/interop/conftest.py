@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 
 from dsvpn.lab.run import Run
-from tests.interop.packages import STRONGSWAN
 from tests.interop.pair import Pair
+from tests.interop.results import Results
 from tests.interop.strongswan import StrongSwan
 from tests.interop.underlay import Underlay
 
+_REPORT = pytest.StashKey[pytest.TestReport]()
+_RESULTS = pytest.StashKey[Results]()
 
-@pytest.fixture(scope="session", params=list(STRONGSWAN))
+
+@pytest.fixture(scope="session", params=["bookworm", "trixie"])
 def lab(request: pytest.FixtureRequest) -> Iterator[Pair]:
     """One guest for each release of strongSwan, booted once."""
     run = Run(f"dsvpn-i{os.getpid()}{request.param[0]}")
@@ -25,6 +29,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Pair]:
         underlay.arrange()
         strongswan = StrongSwan(run, request.param)
         strongswan.start(underlay.left.name)
+        request.config.stash[_RESULTS].versions[request.param] = strongswan.version
         yield Pair(run, underlay, strongswan)
         strongswan.guest.stop()
     finally:
@@ -35,13 +40,15 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Pair]:
 def pair(lab: Pair, request: pytest.FixtureRequest) -> Iterator[Pair]:
     """The pair, free of what earlier tests made."""
     yield lab
-    report = request.node.stash.get(REPORT, None)
+    report = request.node.stash.get(_REPORT, None)
     if report is not None and report.failed:
         print(lab.report())
     lab.close()
 
 
-REPORT = pytest.StashKey[pytest.TestReport]()
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_RESULTS] = Results()
+    config.addinivalue_line("markers", "feature(group, row): where a test stands in docs/interoperability.md")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -50,5 +57,14 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if report.when == "call":
-        item.stash[REPORT] = report
+        item.stash[_REPORT] = report
+    # A test that fails or is skipped before or behind its call counts as well.
+    if isinstance(item, pytest.Function) and (report.when == "call" or report.outcome != "passed"):
+        item.config.stash[_RESULTS].add(item, report)
     return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    results = session.config.stash.get(_RESULTS, None)
+    if results is not None and results.entries:
+        results.write(Path(session.config.rootpath) / "build" / "interop" / "results.json")

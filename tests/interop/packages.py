@@ -17,13 +17,16 @@ _STRONGSWAN = (
     *("strongswan-charon", "strongswan-libcharon", "strongswan-swanctl", "libstrongswan"),
     *("libstrongswan-standard-plugins", "libstrongswan-extra-plugins", "libcharon-extra-plugins"),
 )
-#: strongSwan by Debian release: 5.9 of Debian 12; 6.0, which has ML-KEM, of Debian 13 with its C library and OpenSSL.
+_NEW_LIBRARIES = (
+    *("libc6", "libgcc-s1", "libgmp10", "libssl3t64", "libcap2", "libsystemd0"),
+    *("libzstd1", "zlib1g", "liblzma5", "libgcrypt20", "libgpg-error0"),
+)
+#: strongSwan by Debian release: 5.9 of Debian 12, 6.0 of Debian 13, and what Debian 14 will have, with their C
+#: libraries and OpenSSL. Debian 13 builds 6.0 without ML-KEM; the first that has it is in Debian 14.
 STRONGSWAN = {
     "bookworm": (*_STRONGSWAN, "libgmp10", "libssl3", "libcap2", "libsystemd0"),
-    "trixie": (
-        *(*_STRONGSWAN, "libc6", "libgcc-s1", "libgmp10", "libssl3t64", "libcap2", "libsystemd0"),
-        *("libzstd1", "zlib1g", "liblzma5", "libgcrypt20", "libgpg-error0"),
-    ),
+    "trixie": (*_STRONGSWAN, *_NEW_LIBRARIES),
+    "forky": (*_STRONGSWAN, *_NEW_LIBRARIES),
 }
 
 

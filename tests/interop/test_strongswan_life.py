@@ -1,0 +1,248 @@
+"""strongSwan and us: rekeying under traffic, reauthentication, death and restart, NAT boxes, strangers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from dsvpn.lab.measure import ping
+from tests.interop.pair import PLAIN, Connection, End, Pair, profile
+from tests.interop.strongswan import INNER_THEIRS, parse_ping, ping_command
+from tests.interop.underlay import GUEST, OURS
+
+pytestmark = [pytest.mark.root, pytest.mark.netns, pytest.mark.interop, pytest.mark.slow]
+
+both_directions = pytest.mark.parametrize("initiator", ["ours", "theirs"])
+
+
+@contextmanager
+def traffic(pair: Pair, seconds: float, *, loss: bool = False) -> Iterator[None]:
+    """Pings from both ends while something is done, 50 a second. None may be lost, unless `loss` says so."""
+    count = int(seconds * 50)
+    assert ping(pair.underlay.ours, INNER_THEIRS, 5, interval=0.01).received
+    theirs = pair.theirs.guest.begin(ping_command(count, 56, 0.02))
+    log = pair.run.directory / "traffic.log"
+    log.unlink(missing_ok=True)
+    argv = ["ping", "-n", "-q", "-i", "0.02", "-c", str(count), "-W", "2", str(INNER_THEIRS)]
+    ours = pair.run.spawn(argv, log, namespace=pair.underlay.ours.name)
+    yield
+    pair.wait(theirs.with_suffix(".status").exists, "the guest's pings", seconds * 4 + 30)
+    pair.wait(lambda: ours.poll() is not None, "our pings", seconds * 4 + 30)
+    for name, text in (("ours", log.read_text()), ("theirs", theirs.with_suffix(".output").read_text())):
+        sent, received = parse_ping(text)
+        assert sent == count
+        assert loss or sent == received, f"{sent - received} of {sent} pings from {name} are lost"
+
+
+@pytest.mark.feature("Rekeying under traffic, no packet lost", "CHILD_SA, by strongSwan")
+@both_directions
+def test_rekey_child_by_strongswan(pair: Pair, initiator: End) -> None:
+    pair.connect(initiator)
+    with traffic(pair, 4.0):
+        for _ in range(3):
+            pair.rekey_child()
+
+
+@pytest.mark.feature("Rekeying under traffic, no packet lost", "IKE SA, by strongSwan")
+@both_directions
+def test_rekey_ike_by_strongswan(pair: Pair, initiator: End) -> None:
+    pair.connect(initiator)
+    with traffic(pair, 4.0):
+        for _ in range(3):
+            pair.rekey_ike()
+        pair.rekey_child()
+
+
+@pytest.mark.feature("Rekeying under traffic, no packet lost", "CHILD_SA and IKE SA, by us")
+@both_directions
+def test_rekey_by_us(pair: Pair, initiator: End) -> None:
+    sa = pair.connect(initiator, settings=profile(child_lifetime='"10s"', ike_lifetime='"13s"'))
+    first = {child["inbound_spi"] for child in sa["children"]}
+    spis = {sa["initiator_spi"], sa["responder_spi"]}
+    with traffic(pair, 14.0):
+        pair.wait(lambda: not first & {child["inbound_spi"] for child in pair.sa_children()}, "a rekeyed CHILD_SA")
+        pair.wait(lambda: not spis & {one["initiator_spi"] for one in pair.established()}, "a rekeyed IKE SA")
+    pair.check_traffic()
+
+
+@pytest.mark.feature("Reauthentication", "by strongSwan, make before break: no packet lost")
+@both_directions
+def test_reauthentication_make_before_break(pair: Pair, initiator: End) -> None:
+    pair.theirs.restart("make_before_break = yes")
+    try:
+        theirs = Connection(options={"reauth_time": "6s", "over_time": "3s", "rekey_time": "0s", "rand_time": "0s"})
+        before = pair.connect(initiator, connection=theirs)
+        with traffic(pair, 10.0):
+            pair.wait(lambda: before["initiator_spi"] not in pair.established_spis(), "the first IKE SA to be replaced")
+            pair.wait(lambda: len(pair.established()) == 1, "one IKE SA")
+        pair.check_traffic()
+    finally:
+        pair.theirs.restart()
+
+
+@pytest.mark.feature("Reauthentication", "by strongSwan, break before make: traffic goes on")
+@both_directions
+def test_reauthentication_break_before_make(pair: Pair, initiator: End) -> None:
+    pair.theirs.restart("make_before_break = no")
+    try:
+        theirs = Connection(options={"reauth_time": "6s", "over_time": "3s", "rekey_time": "0s", "rand_time": "0s"})
+        before = pair.connect(initiator, connection=theirs)
+        pair.underlay.arrange(calls="both")
+        pair.wait(lambda: before["initiator_spi"] not in pair.established_spis(), "the first IKE SA to go")
+        pair.wait(pair.established, "another IKE SA")
+        pair.check_traffic()
+    finally:
+        pair.theirs.restart()
+
+
+@pytest.mark.feature("Liveness", "strongSwan's DPD is answered")
+@both_directions
+def test_their_dpd(pair: Pair, initiator: End) -> None:
+    pair.connect(initiator, connection=Connection(options={"dpd_delay": "1s"}))
+    pair.wait(lambda: pair.theirs.log().count("sending DPD request") >= 3, "three DPD requests")
+    assert len(pair.established()) == 1
+    pair.check_traffic()
+
+
+@pytest.mark.feature("Liveness", "our DPD is answered")
+@both_directions
+def test_our_dpd(pair: Pair, initiator: End) -> None:
+    pair.connect(initiator, settings=profile(dpd='"1s"'))
+    pair.wait(lambda: pair.theirs.log().count("parsed INFORMATIONAL request") >= 3, "three DPD requests")
+    assert len(pair.established()) == 1
+    pair.check_traffic()
+
+
+@pytest.mark.feature("Liveness", "we crash and start again: strongSwan takes the new SAs for the old")
+@both_directions
+def test_we_restart(pair: Pair, initiator: End) -> None:
+    pair.connect(initiator)
+    pair.gateway.kill()
+    pair.ours = None
+    pair.underlay.arrange(calls="both")
+    pair.start_ours()
+    pair.wait_up("ours")
+    pair.check_traffic()
+    pair.wait(lambda: pair.theirs.swanctl_run("--list-sas").count("ESTABLISHED") == 1, "strongSwan to drop the old")
+
+
+@pytest.mark.feature("Liveness", "we crash: strongSwan notices by DPD")
+@both_directions
+def test_we_die(pair: Pair, initiator: End) -> None:
+    pair.connect(initiator, connection=Connection(options={"dpd_delay": "1s"}))
+    pair.gateway.kill()
+    pair.ours = None
+    pair.wait(lambda: "ESTABLISHED" not in pair.theirs.swanctl_run("--list-sas"), "strongSwan to notice")
+
+
+@pytest.mark.feature("Liveness", "strongSwan crashes and starts again: we notice by DPD and call")
+@both_directions
+def test_strongswan_restarts(pair: Pair, initiator: End) -> None:
+    settings = profile(dpd='"1s"')
+    before = pair.connect(initiator, settings=settings)
+    pair.theirs.stop_charon("KILL")
+    pair.wait(lambda: before["initiator_spi"] not in pair.established_spis(), "us to notice")
+    pair.theirs.start_charon()
+    pair.underlay.arrange(calls="both")
+    pair.theirs.configure(Connection(), pair.underlay.ours_seen)
+    pair.wait_up("ours")
+    pair.check_traffic()
+
+
+@pytest.mark.feature("Liveness", "strongSwan crashes and calls again: we take its new SAs for the old at once")
+@both_directions
+def test_strongswan_calls_again(pair: Pair, initiator: End) -> None:
+    before = pair.connect(initiator, settings=profile(dpd='"0s"'))
+    pair.theirs.stop_charon("KILL")
+    pair.theirs.start_charon()
+    pair.underlay.arrange(calls="theirs")
+    pair.theirs.configure(Connection(), pair.underlay.ours_seen)
+    pair.theirs.initiate()
+    pair.wait(lambda: len(pair.established()) == 1, "one IKE SA")
+    assert before["initiator_spi"] not in pair.established_spis()
+    pair.check_traffic()
+
+
+@pytest.mark.feature("Liveness", "strongSwan deletes the SAs: we call again")
+@both_directions
+def test_strongswan_deletes(pair: Pair, initiator: End) -> None:
+    before = pair.connect(initiator)
+    pair.underlay.arrange(calls="ours")
+    pair.theirs.swanctl_run("--terminate --ike ours")
+    pair.wait(lambda: before["initiator_spi"] not in pair.established_spis(), "the IKE SA to go")
+    pair.wait_up("ours")
+    pair.check_traffic()
+
+
+@pytest.mark.feature("NAT", "behind NAT: {behind}")
+@pytest.mark.parametrize("behind", ["us", "them", "both ends"])
+@both_directions
+def test_nat(pair: Pair, behind: str, initiator: End) -> None:
+    sa = pair.connect(initiator, ours_nat=behind != "them", guest_nat=behind != "us")
+    assert (sa["local_nat"], sa["remote_nat"]) == (behind != "them", behind != "us")
+    pair.check_traffic(by="natt")
+    pair.rekey_child()
+    pair.rekey_ike()
+    pair.check_traffic(by="natt")
+
+
+@pytest.mark.feature("NAT", "rekeying of CHILD_SA and IKE SA by us, both ends behind NAT")
+@both_directions
+def test_rekey_by_us_behind_nat(pair: Pair, initiator: End) -> None:
+    settings = profile(child_lifetime='"10s"', ike_lifetime='"11s"')
+    sa = pair.connect(initiator, settings=settings, ours_nat=True, guest_nat=True)
+    with traffic(pair, 12.0):
+        pair.wait(lambda: sa["initiator_spi"] not in pair.established_spis(), "a rekeyed IKE SA")
+    pair.check_traffic(by="natt")
+
+
+@pytest.mark.feature("Robustness", "COOKIE asked for by us")
+@pytest.mark.parametrize("initiator", ["theirs"])
+def test_our_cookie(pair: Pair, initiator: End) -> None:
+    pair.connect(initiator, settings=PLAIN.but(gateway={"half_open": "{ cookie_threshold = 0 }"}))
+    assert pair.counters()["cookies_accepted"] == 1
+    pair.check_traffic()
+
+
+#: An IKE_SA_INIT request from a port of its own, that nobody goes on with: a half-open IKE SA at strongSwan.
+_STRANGER = f"""
+import socket
+from ipaddress import ip_address
+from dsvpn.addresses import Endpoint, Path
+from tests.ike.harness import End, make_profile
+end = End("stranger", ip_address("{OURS.ip}"), [make_profile(ike=("aes256gcm16-prfsha384-x25519",))], 1)
+end.engine.initiate("default", Path(Endpoint(end.address, 500), Endpoint(ip_address("{GUEST.ip}"), 500)), 0.0)
+((message, _),) = end.engine.datagrams_to_send(0.0)
+stranger = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+stranger.settimeout(10)
+stranger.sendto(message, ("{GUEST.ip}", 500))
+assert stranger.recv(4096)
+"""
+
+
+@pytest.mark.feature("Robustness", "COOKIE asked for by strongSwan")
+@pytest.mark.parametrize("initiator", ["ours"])
+def test_their_cookie(pair: Pair, initiator: End) -> None:
+    pair.theirs.restart("cookie_threshold = 1")
+    try:
+        pair.prepare(Connection(), "ours")
+        pair.underlay.ours.command([sys.executable, "-c", _STRANGER])
+        pair.start_ours()
+        pair.wait_up(initiator)
+        assert "N(COOKIE)" in pair.theirs.log()
+        pair.check_traffic()
+    finally:
+        pair.theirs.restart()
+
+
+@pytest.mark.feature("Refused", "tunnel mode asked for by strongSwan")
+@pytest.mark.parametrize("initiator", ["theirs"])
+def test_tunnel_mode(pair: Pair, initiator: End) -> None:
+    pair.prepare(Connection(mode="tunnel"), initiator)
+    pair.start_ours()
+    output = pair.theirs.swanctl_run("--initiate --child gre --timeout 10", check=False)
+    assert "failed" in output
+    assert not pair.sa_children()
