@@ -44,7 +44,12 @@ test: $(STAMPS)/lab-packages $(STAMPS)/test-packages $(STAMPS)/tools setup
 ## test-interop: against FRR and strongSwan in User-Mode Linux guests (root)
 .PHONY: test-interop
 test-interop: $(STAMPS)/lab-packages $(STAMPS)/interop-packages $(STAMPS)/tools setup
-	$(BIN)/pytest tests/interop
+	$(BIN)/pytest -n 4 --dist loadgroup -rs tests/interop
+
+## interop-report: docs/interoperability.md from the last `make test-interop`
+.PHONY: interop-report
+interop-report:
+	$(BIN)/python -m tests.interop.report
 
 ## fuzz: every fuzz target for TIME seconds (nightly Rust, cargo-fuzz)
 .PHONY: fuzz

@@ -10,7 +10,7 @@ import pytest
 
 from dsvpn.lab.run import Run
 from tests.interop.pair import Pair
-from tests.interop.results import Results
+from tests.interop.results import PROPERTY, Results, entry_of
 from tests.interop.strongswan import StrongSwan
 from tests.interop.underlay import Underlay
 
@@ -29,7 +29,6 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Pair]:
         underlay.arrange()
         strongswan = StrongSwan(run, request.param)
         strongswan.start(underlay.left.name)
-        request.config.stash[_RESULTS].versions[request.param] = strongswan.version
         yield Pair(run, underlay, strongswan)
         strongswan.guest.stop()
     finally:
@@ -49,6 +48,16 @@ def pair(lab: Pair, request: pytest.FixtureRequest) -> Iterator[Pair]:
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_RESULTS] = Results()
     config.addinivalue_line("markers", "feature(group, row): where a test stands in docs/interoperability.md")
+    config.addinivalue_line("markers", "xdist_group(name): tests that one process runs")
+    config.pluginmanager.register(Collector(config), "interoperability results")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # One process for each guest, if there are several processes.
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        item.add_marker(pytest.mark.xdist_group("frr" if callspec is None else callspec.params.get("lab", "frr")))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -60,11 +69,25 @@ def pytest_runtest_makereport(
         item.stash[_REPORT] = report
     # A test that fails or is skipped before or behind its call counts as well.
     if isinstance(item, pytest.Function) and (report.when == "call" or report.outcome != "passed"):
-        item.config.stash[_RESULTS].add(item, report)
+        pair = item.funcargs.get("pair") if hasattr(item, "funcargs") else None
+        version = pair.theirs.version if isinstance(pair, Pair) else ""
+        if (entry := entry_of(item, report, version)) is not None:
+            report.user_properties.append((PROPERTY, entry))
     return report
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    results = session.config.stash.get(_RESULTS, None)
-    if results is not None and results.entries:
-        results.write(Path(session.config.rootpath) / "build" / "interop" / "results.json")
+class Collector:
+    """Collects the entries where the session is summed up, whichever process made them."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        for name, value in report.user_properties:
+            if name == PROPERTY and isinstance(value, dict):
+                self._config.stash[_RESULTS].add(report.nodeid, value)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        results = session.config.stash[_RESULTS]
+        if results.entries and not hasattr(session.config, "workerinput"):
+            results.write(Path(session.config.rootpath) / "build" / "interop" / "results.json")

@@ -10,7 +10,7 @@ from typing import Any
 from tests.interop.results import PEERS
 
 _ROOT = Path(__file__).parents[2]
-_DIRECTIONS = {"ours": "we call", "theirs": "they call", "": "runs"}
+_DIRECTIONS = {"ours": "we call", "theirs": "they call", "": ""}
 
 _HEAD = """\
 # Interoperability
@@ -41,11 +41,10 @@ def markdown(results: dict[str, Any]) -> str:
     """The page."""
     entries = results["entries"]
     outcomes = [entry["outcome"] for entry in entries]
-    labels = {release: _label(release, results["versions"]) for release in PEERS}
-    used = [release for release in (*PEERS, "") if any(entry["release"] == release for entry in entries)]
-    versions = "\n".join(f"| {PEERS[r]} | {results['versions'].get(r, '?')} |" for r in used if r in PEERS)
-    if "" in used and "frr" in results["versions"]:
-        versions += f"\n| FRR of Debian 12 | {results['versions']['frr']} |"
+    found = {entry["release"]: entry["version"] for entry in entries if entry["version"]}
+    used = [release for release in PEERS if any(entry["release"] == release for entry in entries)]
+    versions = "\n".join(f"| {PEERS[release]} | {found.get(release, '')} |" for release in used)
+    labels = {release: found.get(release, PEERS[release]) for release in used}
     text = _HEAD.format(
         date=results["date"],
         versions=versions,
@@ -57,8 +56,8 @@ def markdown(results: dict[str, Any]) -> str:
     for group in dict.fromkeys(entry["group"] for entry in entries):
         of_group = [entry for entry in entries if entry["group"] == group]
         columns = list(dict.fromkeys((e["release"], e["direction"]) for e in of_group))
-        columns.sort(key=lambda column: (list(PEERS).index(column[0]) if column[0] in PEERS else 9, column[1]))
-        heads = [f"{labels.get(release, 'FRR')}, {_DIRECTIONS[who]}" for release, who in columns]
+        columns.sort(key=lambda column: (used.index(column[0]), column[1]))
+        heads = [", ".join(filter(None, (labels[release], _DIRECTIONS[who]))) for release, who in columns]
         text += f"\n## {group}\n\n| | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}\n"
         for row in dict.fromkeys(entry["row"] for entry in of_group):
             cells = [_cell([e for e in of_group if e["row"] == row and _column(e) == column]) for column in columns]
@@ -69,10 +68,6 @@ def markdown(results: dict[str, Any]) -> str:
 
 def _column(entry: dict[str, Any]) -> tuple[str, str]:
     return entry["release"], entry["direction"]
-
-
-def _label(release: str, versions: dict[str, str]) -> str:
-    return versions.get(release, PEERS[release])
 
 
 def _cell(entries: list[dict[str, Any]]) -> str:

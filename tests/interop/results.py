@@ -4,59 +4,63 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 #: What the peers are called in the table, by the parameter of the fixture `lab`.
-PEERS = {"bookworm": "strongSwan of Debian 12", "trixie": "strongSwan of Debian 13", "forky": "strongSwan of Debian 14"}
+PEERS = {
+    "bookworm": "strongSwan of Debian 12",
+    "trixie": "strongSwan of Debian 13",
+    "forky": "strongSwan of Debian 14",
+    "frr": "FRR of Debian 12",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """The outcome of a test: "passed", "failed" or "skipped". `direction` is who called, "" if that is no question."""
+#: Name of the property of a test's report that carries its entry from process to process.
+PROPERTY = "interoperability"
 
-    group: str
-    row: str
-    release: str
-    direction: str
-    outcome: str
-    note: str
-    seconds: float
+
+def entry_of(item: pytest.Function, report: pytest.TestReport, version: str) -> dict[str, Any] | None:
+    """What to remember of a test that has a `feature` mark, whose text may use the test's parameters.
+
+    `direction` is who called, "" if that is no question; `outcome` is "passed", "failed" or "skipped".
+    """
+    mark = item.get_closest_marker("feature")
+    if mark is None:
+        return None
+    callspec = getattr(item, "callspec", None)
+    values = {} if callspec is None else dict(callspec.params)
+    group, row = mark.args
+    note = next((str(value) for name, value in item.user_properties if name == "note"), "")
+    if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
+        note = report.longrepr[2].removeprefix("Skipped: ")
+    return {
+        "group": group,
+        "row": row.format(**values),
+        "release": str(values.get("lab", "frr")),
+        "direction": str(values.get("initiator", "")),
+        "outcome": report.outcome,
+        "note": note,
+        "seconds": round(report.duration, 1),
+        "version": version,
+    }
 
 
 @dataclass(slots=True)
 class Results:
-    """The entries of a session and the versions of the peers, by release."""
+    """The entries of a session, by test."""
 
-    versions: dict[str, str] = field(default_factory=dict)
-    entries: dict[str, Entry] = field(default_factory=dict)
+    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def add(self, item: pytest.Function, report: pytest.TestReport) -> None:
-        """Take the outcome of a test that has a `feature` mark; its name may use the test's parameters."""
-        mark = item.get_closest_marker("feature")
-        if mark is None:
-            return
-        callspec = getattr(item, "callspec", None)
-        values = {} if callspec is None else dict(callspec.params)
-        group, row = mark.args
-        note = next((str(value) for name, value in item.user_properties if name == "note"), "")
-        if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
-            note = report.longrepr[2].removeprefix("Skipped: ")
-        self.entries[item.nodeid] = Entry(
-            group,
-            row.format(**values),
-            str(values.get("lab", "")),
-            str(values.get("initiator", "")),
-            report.outcome,
-            note,
-            round(report.duration, 1),
-        )
+    def add(self, test: str, entry: dict[str, Any]) -> None:
+        """Take the outcome of a test. What fails behind its call has failed."""
+        self.entries[test] = entry
 
     def write(self, file: Path) -> None:
         """Write all of it, as JSON."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        entries = [asdict(entry) for entry in self.entries.values()]
-        text = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "versions": self.versions, "entries": entries}
+        text = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "entries": list(self.entries.values())}
         file.write_text(json.dumps(text, indent=1) + "\n")

@@ -164,6 +164,10 @@ class StrongSwan:
         self._gre_remote = remote
         self._log_start = self.log_size()
 
+    def forget_gre(self) -> None:
+        """The GRE device is not as `configure` left it."""
+        self._gre_remote = None
+
     def swanctl_run(self, command: str, timeout: float = 30.0, *, check: bool = True) -> str:
         """Run `swanctl COMMAND`."""
         return self.guest.run(f"swanctl {command}", timeout, check=check)

@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.root, pytest.mark.netns, pytest.mark.interop, pytest.m
 PLAIN = QUICK.but(ipsec=False, authentication=None)
 
 
+@pytest.mark.feature("NHRP over plain GRE", "our spoke registers with its hub")
 def test_our_spoke_registers_with_an_frr_hub() -> None:
     with Network(every=PLAIN) as network:
         guest = FrrGuest(network.topology, HUB, key=42)
@@ -28,6 +29,7 @@ def test_our_spoke_registers_with_an_frr_hub() -> None:
         assert guest.answers(SPOKE2.host, source=HUB.host) == 3
 
 
+@pytest.mark.feature("NHRP over plain GRE", "its spoke registers with our hub")
 def test_an_frr_spoke_registers_with_our_hub() -> None:
     with Network(every=PLAIN) as network:
         network.start("hub")
@@ -41,6 +43,7 @@ def test_an_frr_spoke_registers_with_our_hub() -> None:
         assert guest.answers(HUB.host, source=SPOKE2.host) == 3
 
 
+@pytest.mark.feature("NHRP over plain GRE", "our spokes, one behind NAT, find each other through its hub")
 def test_our_spokes_find_each_other_through_an_frr_hub() -> None:
     with Network(every=PLAIN) as network:
         guest = FrrGuest(network.topology, HUB, key=42)

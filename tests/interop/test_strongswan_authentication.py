@@ -50,7 +50,7 @@ def files(directory: Path) -> dict[str, Path]:
 def pki(directory: Path, algorithm: Algorithm) -> Authority:
     """A CA with a certificate for each end."""
     now = time.time()
-    authority = Authority.create(directory, "Interoperability CA", algorithm, 30, now)
+    authority = Authority.create(directory, "Interoperability CA", algorithm, 300, now)
     for name in (OURS, THEIRS):
         authority.issue(name, [name], algorithm, 30, now)
     return authority

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 
 import pytest
 
+from dsvpn.config.model import IpsecConfig
 from dsvpn.lab.measure import ping
 from tests.interop.pair import PLAIN, Connection, End, Pair, profile
 from tests.interop.strongswan import INNER_THEIRS, parse_ping, ping_command
-from tests.interop.underlay import GUEST, OURS
+from tests.interop.underlay import GUEST, GUEST_GATEWAY, OURS
 
 pytestmark = [pytest.mark.root, pytest.mark.netns, pytest.mark.interop, pytest.mark.slow]
 
@@ -75,6 +76,7 @@ def test_reauthentication_make_before_break(pair: Pair, initiator: End) -> None:
     try:
         theirs = Connection(options={"reauth_time": "6s", "over_time": "3s", "rekey_time": "0s", "rand_time": "0s"})
         before = pair.connect(initiator, connection=theirs)
+        pair.underlay.arrange(calls="both")
         with traffic(pair, 10.0):
             pair.wait(lambda: before["initiator_spi"] not in pair.established_spis(), "the first IKE SA to be replaced")
             pair.wait(lambda: len(pair.established()) == 1, "one IKE SA")
@@ -238,6 +240,57 @@ def test_their_cookie(pair: Pair, initiator: End) -> None:
         pair.theirs.restart()
 
 
+def has_mobike() -> None:
+    if "mobike" not in IpsecConfig.model_fields:
+        pytest.skip("dsvpn has no MOBIKE")
+
+
+@pytest.mark.feature("MOBIKE (RFC 4555)", "our address changes")
+@both_directions
+def test_we_move(pair: Pair, initiator: End) -> None:
+    has_mobike()
+    before = pair.connect(initiator, connection=Connection(options={"mobike": "yes", "remote_addrs": "%any"}))
+    pair.check_traffic()
+    pair.underlay.arrange(calls="neither")
+    fresh = pair.underlay.move_ours()
+    try:
+        pair.wait(
+            lambda: f"{fresh}[4500]" in pair.theirs.swanctl_run("--list-sas"), "strongSwan to see the new address"
+        )
+        pair.theirs.guest.run(f"ip tunnel change gre1 remote {fresh}", check=True)
+        pair.check_traffic()
+        assert before["initiator_spi"] in pair.established_spis()
+    finally:
+        pair.underlay.move_back()
+        pair.theirs.forget_gre()
+
+
+@pytest.mark.feature("MOBIKE (RFC 4555)", "strongSwan's address changes")
+@both_directions
+def test_strongswan_moves(pair: Pair, initiator: End) -> None:
+    has_mobike()
+    before = pair.connect(initiator, connection=Connection(options={"mobike": "yes", "local_addrs": "%any"}))
+    pair.check_traffic()
+    pair.underlay.arrange(calls="neither")
+    fresh = GUEST.ip + 1
+    try:
+        pair.theirs.guest.run(
+            f"set -e; ip address add {fresh}/29 dev vec0; ip address del {GUEST} dev vec0\n"
+            f"ip address add {fresh}/29 dev vec0 2>/dev/null || true; ip route replace default via {GUEST_GATEWAY}\n"
+            f"ip tunnel change gre1 local {fresh}",
+            check=True,
+        )
+        pair.wait(lambda: pair.peer()["nbma"] == str(fresh), "us to see the new address")
+        pair.check_traffic()
+        assert before["initiator_spi"] in pair.established_spis()
+    finally:
+        pair.theirs.guest.run(
+            f"ip address add {GUEST} dev vec0; ip address del {fresh}/29 dev vec0; ip address add {GUEST} dev vec0\n"
+            f"ip route replace default via {GUEST_GATEWAY}",
+        )
+        pair.theirs.forget_gre()
+
+
 @pytest.mark.feature("Refused", "tunnel mode asked for by strongSwan")
 @pytest.mark.parametrize("initiator", ["theirs"])
 def test_tunnel_mode(pair: Pair, initiator: End) -> None:
@@ -246,3 +299,17 @@ def test_tunnel_mode(pair: Pair, initiator: End) -> None:
     output = pair.theirs.swanctl_run("--initiate --child gre --timeout 10", check=False)
     assert "failed" in output
     assert not pair.sa_children()
+
+
+@pytest.mark.feature("Refused", "strongSwan's own ESP (kernel-libipsec), which has tunnel mode alone")
+@pytest.mark.parametrize("initiator", ["theirs"])
+def test_kernel_libipsec(pair: Pair, initiator: End) -> None:
+    pair.theirs.restart(kernel="kernel-libipsec kernel-netlink")
+    try:
+        pair.prepare(Connection(mode="tunnel", options={"encap": "yes"}), initiator)
+        pair.start_ours()
+        output = pair.theirs.swanctl_run("--initiate --child gre --timeout 10", check=False)
+        assert "failed" in output
+        assert not pair.sa_children()
+    finally:
+        pair.theirs.restart()

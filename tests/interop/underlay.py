@@ -59,16 +59,31 @@ class Underlay:
     def arrange(self, *, guest_nat: bool = False, ours_nat: bool = False, calls: str = "both") -> None:
         """Make the routers NAT boxes or plain routers, without memory of earlier flows, and reset the counters.
 
-        `calls` is whose IKE_SA_INIT gets through: "ours", "theirs" or "both".
+        `calls` is whose IKE_SA_INIT gets through: "ours", "theirs", "both" or "neither".
         """
         self._guest_nat, self._ours_nat = guest_nat, ours_nat
         # A connection tracking zone of its own makes every arrangement a box that was just switched on.
         zone = next(self._zones)
         for router, device, nat, inside, closed in (
-            (self.left, TAP, guest_nat, GUEST.ip, calls == "ours"),
-            (self.right, "inside", ours_nat, OURS.ip, calls == "theirs"),
+            (self.left, TAP, guest_nat, GUEST.ip, calls in ("ours", "neither")),
+            (self.right, "inside", ours_nat, OURS.ip, calls in ("theirs", "neither")),
         ):
             router.command(["nft", "-f", "-"], stdin=_rules(zone, device, nat=nat, inside=inside, closed=closed))
+
+    def move_ours(self) -> IPv4Address:
+        """Give our end another address instead of its own, and say which."""
+        fresh = OURS.ip + 1
+        self._readdress(IPv4Interface(f"{fresh}/{OURS.network.prefixlen}"), OURS)
+        return fresh
+
+    def move_back(self) -> None:
+        """Give our end its own address again."""
+        self._readdress(OURS, IPv4Interface(f"{OURS.ip + 1}/{OURS.network.prefixlen}"))
+
+    def _readdress(self, new: IPv4Interface, old: IPv4Interface) -> None:
+        self.ours.ip("address", "del", str(old), "dev", "eth0")
+        self.ours.ip("address", "add", str(new), "dev", "eth0")
+        self.ours.ip("route", "replace", "default", "via", str(OURS_GATEWAY))
 
     @property
     def guest_seen(self) -> IPv4Address:
@@ -81,7 +96,7 @@ class Underlay:
         return RIGHT if self._ours_nat else OURS.ip
 
     def counters(self) -> dict[str, int]:
-        """Packets that went from router to router since `arrange`: esp, natt (UDP 4500), ike (UDP 500), other."""
+        """Packets that went through the routers since `arrange`: esp, natt (ESP in UDP), ike, icmp, other."""
         listed = json.loads(self.right.command(["nft", "-j", "list", "counters"]))["nftables"]
         return {
             entry["counter"]["name"].removeprefix("n_"): entry["counter"]["packets"]
@@ -114,6 +129,8 @@ def _rules(zone: int, inner: str, *, nat: bool, inside: IPv4Address, closed: boo
     type filter hook forward priority 0; policy accept;
     {f'iifname "{inner}" {_CALL} drop' if closed else ""}
     ip protocol esp counter name "n_esp" accept
+    udp dport 4500 @th,64,32 0 counter name "n_ike" accept
+    udp sport 4500 @th,64,32 0 counter name "n_ike" accept
     udp dport 4500 counter name "n_natt" accept
     udp sport 4500 counter name "n_natt" accept
     udp dport 500 counter name "n_ike" accept
