@@ -438,9 +438,11 @@ class Gateway:
             found = self.peers.by_adjacency(event.peer)
             if found is not None:
                 return found[1]
-        peer = self.peers.for_mapping(tunnel.profile, event.nbma, event.private_nbma)
+        # A configured address is the public one and says nothing of a NAT that the peer may be behind.
+        private = None if event.kind in ("static", "nhs") else event.private_nbma
+        peer = self.peers.for_mapping(tunnel.profile, event.nbma, private)
         if peer is None and event.kind != "observed":
-            peer = self.peering.make_peer(tunnel.profile, event.nbma, event.private_nbma)
+            peer = self.peering.make_peer(tunnel.profile, event.nbma, private)
         return peer
 
     def _adopt(self, peer: Peer, now: float) -> None:

@@ -156,15 +156,15 @@ class PeerTable:
         for peer in candidates:
             if peer.identity == identity:
                 return peer
-        for peer in candidates:
-            # A peer that is only wanted has no identity yet. Behind a NAT that several share, the address that the
-            # caller claims for itself must be the one that the mapping gave.
+        # A peer that is only wanted has no identity yet. Behind a NAT that several share, the address that the caller
+        # claims for itself must be the one that the mapping gave; a mapping that gave none comes last.
+        for peer in sorted(candidates, key=lambda peer: peer.private_nbma is None):
             if peer.identity is None and _same_host(peer.private_nbma, claimed, nbma):
                 return peer
         return None
 
-    def for_mapping(self, profile: str | None, nbma: Address, private_nbma: Address) -> Peer | None:
-        """The known peer at which a mapping points, or None for a new one."""
+    def for_mapping(self, profile: str | None, nbma: Address, private_nbma: Address | None) -> Peer | None:
+        """The known peer at which a mapping points, or None for a new one. `private_nbma` None: any host there."""
         candidates = self.at(profile, nbma)
         for peer in candidates:
             if _same_host(peer.private_nbma, private_nbma, nbma):

@@ -31,6 +31,16 @@ def test_a_wanted_peer_takes_only_the_host_that_was_meant() -> None:
     assert peers.for_caller("default", NAT, "s1", address("192.168.0.1")) is wanted
 
 
+def test_a_peer_that_is_wanted_by_its_public_address_alone_may_be_behind_nat() -> None:
+    """A static mapping knows no private address. A host that was meant by its private address comes first."""
+    any_host = Peer("default", NAT, {"t": 0})
+    meant = Peer("default", NAT, {"t": 1}, address("192.168.0.1"))
+    peers = table(any_host, meant)
+    assert peers.for_caller("default", NAT, "s1", address("192.168.0.1")) is meant
+    assert peers.for_caller("default", NAT, "s3", address("192.168.0.3")) is any_host
+    assert peers.for_mapping("default", NAT, None) is any_host
+
+
 def test_a_mapping_finds_the_host_behind_the_nat() -> None:
     one = Peer("default", NAT, {"t": 0}, address("192.168.0.1"), identity="s1")
     two = Peer("default", NAT, {"t": 1}, address("192.168.0.2"), identity="s2")
