@@ -44,6 +44,7 @@ test: $(STAMPS)/lab-packages $(STAMPS)/test-packages $(STAMPS)/tools setup
 ## test-interop: against FRR and strongSwan in User-Mode Linux guests (root)
 .PHONY: test-interop
 test-interop: $(STAMPS)/lab-packages $(STAMPS)/interop-packages $(STAMPS)/tools setup
+	rm -f build/interop/results.json
 	$(BIN)/pytest -n 4 --dist loadgroup -rs tests/interop
 
 ## interop-report: docs/interoperability.md from the last `make test-interop`

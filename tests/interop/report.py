@@ -39,14 +39,15 @@ _NOTES = """\
 
 def markdown(results: dict[str, Any]) -> str:
     """The page."""
-    entries = results["entries"]
+    entries = list(results.values())
+    dates = sorted({entry["date"] for entry in entries})
     outcomes = [entry["outcome"] for entry in entries]
     found = {entry["release"]: entry["version"] for entry in entries if entry["version"]}
     used = [release for release in PEERS if any(entry["release"] == release for entry in entries)]
     versions = "\n".join(f"| {PEERS[release]} | {found.get(release, '')} |" for release in used)
     labels = {release: found.get(release, PEERS[release]) for release in used}
     text = _HEAD.format(
-        date=results["date"],
+        date=" to ".join(dict.fromkeys((dates[0], dates[-1]))),
         versions=versions,
         tests=len(entries),
         passed=outcomes.count("passed"),

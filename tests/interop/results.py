@@ -46,6 +46,7 @@ def entry_of(item: pytest.Function, report: pytest.TestReport, version: str) -> 
         "note": note,
         "seconds": round(report.duration, 1),
         "version": version,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
 
 
@@ -60,7 +61,7 @@ class Results:
         self.entries[test] = entry
 
     def write(self, file: Path) -> None:
-        """Write all of it, as JSON."""
+        """Write all of it, as JSON, over what earlier runs found of the same tests."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        text = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "entries": list(self.entries.values())}
-        file.write_text(json.dumps(text, indent=1) + "\n")
+        known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps(known | self.entries, indent=1) + "\n")

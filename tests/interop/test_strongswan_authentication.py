@@ -108,17 +108,36 @@ def test_rsa_pkcs1(pair: Pair, initiator: End, tmp_path: Path) -> None:
     pair.check_traffic()
 
 
-@pytest.mark.feature("Authentication", "certificates of a peer without RFC 7427 ({algorithm})")
-@pytest.mark.parametrize("algorithm", ["ecdsa-p256", "rsa-3072"])
+@pytest.mark.feature("Authentication", "certificates of a peer without RFC 7427 (ECDSA P-256)")
 @both_directions
-def test_classic_signatures(pair: Pair, algorithm: str, initiator: End, tmp_path: Path) -> None:
-    pki(tmp_path / "pki", Algorithm(algorithm))
+def test_classic_signatures(pair: Pair, initiator: End, tmp_path: Path) -> None:
+    pki(tmp_path / "pki", Algorithm.ECDSA_P256)
     pair.theirs.restart("signature_authentication = no")
     try:
         pair.connect(
             initiator, settings=certified(tmp_path / "pki"), connection=connection(), files=files(tmp_path / "pki")
         )
         pair.check_traffic()
+    finally:
+        pair.theirs.restart()
+
+
+@pytest.mark.feature("Refused", "RSA of a peer without RFC 7427: strongSwan then signs with SHA-1")
+@both_directions
+def test_classic_rsa(pair: Pair, initiator: End, tmp_path: Path) -> None:
+    # RFC 7296 section 3.8 has SHA-1 as the default of this method, RFC 8247 section 3.2 forbids it.
+    pki(tmp_path / "pki", Algorithm.RSA_3072)
+    pair.theirs.restart("signature_authentication = no")
+    try:
+        pair.prepare(connection(), initiator, files=files(tmp_path / "pki"))
+        pair.start_ours(certified(tmp_path / "pki"))
+        if initiator == "theirs":
+            assert "AUTH_FAILED" in pair.theirs.swanctl_run("--initiate --child gre --timeout 10", check=False)
+            (refused, *_) = pair.gateway.show("peers")["refused"]
+            assert "SHA-1" in refused["reason"]
+        else:
+            assert "AUTHENTICATION_FAILED" in pair.wait(lambda: pair.peer()["last_error"], "our call to fail")
+        assert not pair.peer()["child_sas"]
     finally:
         pair.theirs.restart()
 

@@ -32,7 +32,7 @@ class Guest:
         self._memory = memory
         self._process: subprocess.Popen[bytes] | None = None
         self._jobs = itertools.count(1)
-        for directory in (self.boot, self.control):
+        for directory in (self.boot, self.control / "queue", self.control / "jobs"):
             directory.mkdir(parents=True)
         self.control.chmod(0o777)  # daemons write their logs there under users of their own
 
@@ -84,9 +84,10 @@ class Guest:
 
     def begin(self, command: str) -> Path:
         """Start a shell command in the guest; its output and status appear beside the path that this gives."""
-        job = self.control / str(next(self._jobs))
+        # The guest lists the queue all the time: what is done stays elsewhere.
+        job = self.control / "jobs" / str(next(self._jobs))
         job.with_suffix(".new").write_text(command + "\n")
-        job.with_suffix(".new").rename(job.with_suffix(".command"))
+        job.with_suffix(".new").rename(self.control / "queue" / job.name)
         return job
 
     def stop(self) -> None:

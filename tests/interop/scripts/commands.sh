@@ -2,9 +2,9 @@
 touch /ctl/.ready && mv /ctl/.ready /ctl/ready
 mkfifo /tmp/never && exec 9<>/tmp/never # a timed read of it sleeps without a new process
 while [ -e /ctl/ready ]; do
-  for command in /ctl/*.command; do
+  for command in /ctl/queue/*; do
     [ -e "$command" ] || continue
-    job=${command%.command}
+    job=/ctl/jobs/${command##*/}
     mv "$command" "$job.running"
     (
       bash "$job.running" >"$job.output" 2>&1 </dev/null
