@@ -111,7 +111,7 @@ class Pair:
         )
         assert answered == 1
         for size in (56, 1330):
-            pings = ping(self.underlay.ours, INNER_THEIRS, count, size=size, interval=0.005)
+            pings = ping(self.underlay.ours, INNER_THEIRS, count, size=size, interval=0.005, wait=5.0)
             assert pings.lost == 0, f"{pings.lost} of {count} pings of {size} octets from ours are lost"
         sent, received = self.theirs.ping(count, (56, 1330), 0.005)
         assert sent == received == 2 * count, f"{sent - received} of {sent} pings from theirs are lost"

@@ -27,7 +27,7 @@ def traffic(pair: Pair, seconds: float, *, loss: bool = False) -> Iterator[None]
     theirs = pair.theirs.guest.begin(ping_command(count, 56, 0.02))
     log = pair.run.directory / "traffic.log"
     log.unlink(missing_ok=True)
-    argv = ["ping", "-n", "-q", "-i", "0.02", "-c", str(count), "-W", "2", str(INNER_THEIRS)]
+    argv = ["ping", "-n", "-q", "-i", "0.02", "-c", str(count), "-W", "5", str(INNER_THEIRS)]
     ours = pair.run.spawn(argv, log, namespace=pair.underlay.ours.name)
     yield
     pair.wait(theirs.with_suffix(".status").exists, "the guest's pings", seconds * 4 + 30)
