@@ -107,7 +107,7 @@ def test_two_spokes_behind_one_address_that_cannot_reach_each_other_stay_on_the_
             send(datagram)
 
     for name in ("s1", "s2"):
-        network[name].host.via = _Carrier(isolating)
+        network[name].host.via = _Carrier(box, isolating)
     sent = network.stream("s1", "s2", 60.0, 0.5)
     assert sorted(network.arrived("s1", "s2")) == sent
     assert network.path("s1", "s2") == ("s1", "hub", "s2")
@@ -115,5 +115,7 @@ def test_two_spokes_behind_one_address_that_cannot_reach_each_other_stay_on_the_
 
 
 class _Carrier:
-    def __init__(self, send: Any) -> None:
-        self.send = send
+    """A box that passes on what `send` lets it."""
+
+    def __init__(self, box: NatBox, send: Any) -> None:
+        self.send, self.attach, self.detach = send, box.attach, box.detach

@@ -15,9 +15,10 @@ from dsvpn.ike.proposals import choose_ike
 from dsvpn.ike.suites import Group, parse_ike_suite
 from dsvpn.wire import ikev2 as wire
 from dsvpn.wire.ikev2 import ExchangeType, NotifyType
+from tests.ike.bad_network import check_end
 from tests.ike.harness import End, InFlight, Payloads, Wire, both_options, make_profile, make_wire
 from tests.ike.interleaving import every_run
-from tests.ike.test_simulation import check_end, simulate
+from tests.ike.test_simulation import simulate
 
 PLAIN = "aes128gcm16-prfsha256-x25519"
 HYBRID = "aes256gcm16-prfsha384-x25519-ke1_mlkem768"

@@ -24,11 +24,11 @@ STRANGER = Path(Endpoint(B, 500), Endpoint(ip_address("203.0.113.66"), 500))
 def make(tokens: tuple[str, ...] = ("a", "b"), ike: tuple[str, ...] | None = None, **options: Any) -> Wire:
     if ike is not None:
         options["ike"] = ike
-    ends = [
+    a, b = (
         End(name, address, [make_profile(name, **options)], 0, SECRETS[name] if name in tokens else b"")
         for name, address in (("a", A), ("b", B))
-    ]
-    net = Wire(*ends)
+    )
+    net = Wire(a, b)
     net.connect()
     return net
 

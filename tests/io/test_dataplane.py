@@ -78,6 +78,9 @@ class Received:
     def handle_moved(self, adjacency: int, path: Path, now: float) -> None:
         raise AssertionError("nothing is sealed here")
 
+    def handle_unknown_spi(self, spi: int, path: Path, now: float) -> None:
+        raise AssertionError("nothing is sealed here")
+
 
 @dataclass
 class Rig:

@@ -260,7 +260,7 @@ class Node:
             del self.shortcuts[event.prefix]
         elif isinstance(event, NhsDown) and event.restart_peer:
             for nhs in self.config.nhs:
-                if nhs.protocol == event.protocol:
+                if nhs.protocol == event.protocol and nhs.nbma is not None:
                     self.disconnect(Endpoint(nhs.nbma, PORT))
 
     def registered(self) -> bool:

@@ -59,7 +59,7 @@ fn packets_go_there_and_are_taken_from_there_alone() {
 fn an_sa_takes_its_own_mode_alone() {
     let packet = single(Flow::default().packet(&payload(10)));
     let mut peer = dataplane(Suite::Aes128Gcm16, false, THEIRS, OURS);
-    let (in_tunnel_mode, _) = dataplane(Suite::Aes128Gcm16, false, OURS, THEIRS).encap(&[packet.clone()]);
+    let (in_tunnel_mode, _) = dataplane(Suite::Aes128Gcm16, false, OURS, THEIRS).encap(std::slice::from_ref(&packet));
     let mut transport = Loop::new(Setup { encapsulation: Encapsulation::Esp, ..Setup::default() });
     let (in_transport_mode, _) = transport.encap(&[packet]);
     assert_eq!(in_tunnel_mode[0].len(), in_transport_mode[0].len() + 20);
