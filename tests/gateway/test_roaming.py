@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from dsvpn.addresses import Address
+from dsvpn.nhrp.authorization import Claim
 from tests.gateway.model import UNDERLAY_MTU, Site, address
 from tests.gateway.network import Network
 from tests.simulation import NatBox
@@ -118,3 +120,21 @@ def test_from_a_public_address_to_one_behind_nat() -> None:
     sent = network.stream("s1", "s2", 3.0)
     assert set(sent) <= set(network.arrived("s1", "s2"))
     assert network.path("s1", "s2") == ("s1", "s2")
+
+
+def test_a_peer_that_moved_may_claim_what_it_could_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NHRP hears of the new address together with the proof, not of a peer that has proved nothing."""
+    network = Network(seed=36, nated=())
+    network.start()
+    nhrp = network["hub"].gateway.tunnels["dsvpn0"].nhrp
+    claims: list[Claim | None] = []
+    tell = nhrp.peer_up
+
+    def told(nbma: Address, peer: int, now: float, claim: Claim | None = None) -> None:
+        claims.append(claim)
+        tell(nbma, peer, now, claim)
+
+    monkeypatch.setattr(nhrp, "peer_up", told)
+    renumber(network, "s1", NEW)
+    network.simulation.run_for(0.5)
+    assert {claim.identity if claim else None for claim in claims} == {"s1"}
