@@ -118,7 +118,11 @@ class Authorization:
             return _within(protocol, claim.prefixes)
         mapping = context.cache.get(protocol)
         if mapping is not None:
-            return self._is_of(mapping, peer)
+            if self._is_of(mapping, peer):
+                return True
+            # A direct path to a client of a hub below does not keep that hub from passing on what the client says.
+            if mapping.kind not in ("resolved", "observed"):
+                return False
         route = context.route_lookup(protocol)
         if route is not None and route.tunnel and route.next_hop is not None:
             mapping = context.cache.get(route.next_hop)

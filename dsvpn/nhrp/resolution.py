@@ -86,7 +86,10 @@ class ResolutionClient:
         if resolution is None or resolution.request_id != message.request_id or target is None:
             context.count("drop.unexpected_reply")
             return
-        if peer is None or not answer_is_own(context, message, peer, now):
+        if peer is None:
+            return
+        # Whom the traffic goes by may say where it is to go: a hub below this one answers for the spokes behind it.
+        if peer != self._server_peer(target) and not answer_is_own(context, message, peer, now):
             return
         self._end(resolution)
         good = [cie for cie in message.cies[:MAX_CIES] if cie.code == CieCode.SUCCESS]

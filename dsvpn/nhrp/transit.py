@@ -102,13 +102,15 @@ class Transit:
         return True
 
     def _way_back(self, message: NhrpMessage, toward: Address, came_from: int | None) -> int | None:
-        """The hop that sent a reply's request here, when this NHS does not know the requester itself.
+        """The hop that sent a reply's request here, when the requester is no client of this NHS.
 
         The requester is registered with an NHS below this one. The request's transit records tell which (RFC 2332
         section 5.3.2).
         """
         records = find_extension(message.extensions, ExtensionType.FORWARD_TRANSIT)
-        if records is None or self._context.cache.get(toward) is not None:
+        known = self._context.cache.get(toward)
+        # A direct path to the requester does not count: it takes the answer from a gateway that it has asked alone.
+        if records is None or (known is not None and known.kind not in ("resolved", "observed")):
             return None
         before: Cie | None = None
         for cie in records.cies:
