@@ -385,7 +385,7 @@ class Peering:
                 peer = self.make_peer(event.profile, remote, event.remote_claimed)
                 self._farewells[peer] = now + UNWANTED_PEER_GRACE
             self.peers.bind_ike_sa(event.ike_sa, peer)
-        elif peer.ike_sas and peer.identity != event.remote_identity:
+        elif peer.ike_sas and peer.identity != event.remote_identity and not self.redirects.is_away(peer):
             # Somebody else at this address has called meanwhile. Two identities never share a peer: NHRP inside the SA
             # of one would speak for the other.
             peer.attempt = None
