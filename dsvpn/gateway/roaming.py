@@ -42,9 +42,11 @@ class Roaming:
         else:
             self._last.pop(tunnel.name, None)
         carried = False
-        for peer in list(self._peering.peers):
-            if tunnel.name not in peer.adjacencies:
-                continue
+        peers = [peer for peer in self._peering.peers if tunnel.name in peer.adjacencies]
+        if address is not None and not any(peer.ike_sas for peer in peers):
+            # Nobody is to be told by another way first: each registration that a new path begins with has it right.
+            tunnel.nhrp.set_nbma(address, now, register=False)
+        for peer in peers:
             if peer.profile is not None and (last is None or self._stays(peer, last, address, now)):
                 carried = carried or bool(peer.ike_sas)
             elif last is not None or peer.profile is None:
