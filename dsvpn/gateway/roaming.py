@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dsvpn.addresses import Address
+from dsvpn.gateway.agenda import Agenda
 
 if TYPE_CHECKING:
     from dsvpn.gateway.peering import Peering
@@ -28,7 +29,7 @@ class Roaming:
         #: The address that a tunnel without one had last.
         self._last: dict[str, Address] = {}
         #: When to register anew with a peer.
-        self._registrations: dict[Peer, float] = {}
+        self._registrations: Agenda[Peer] = Agenda()
         #: IKE SAs that went on from another address, for `dsvpn show counters`.
         self.moved = 0
 
@@ -78,11 +79,11 @@ class Roaming:
 
     def get_timer(self) -> float | None:
         """When `handle_timer` has something to do."""
-        return min(self._registrations.values(), default=None)
+        return self._registrations.next()
 
     def handle_timer(self, now: float) -> None:
         """Register anew where it is time."""
-        for peer in [peer for peer, due in self._registrations.items() if due <= now]:
-            del self._registrations[peer]
+        for peer in self._registrations.due(now):
+            self._registrations.pop(peer)
             for name, adjacency in peer.adjacencies.items():
                 self._peering.tunnels[name].nhrp.register_with(adjacency, now)
