@@ -6,7 +6,6 @@ import os
 import shutil
 import stat
 import struct
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from scapy.utils import wrpcap
 
 from dsvpn.errors import HostError
 from dsvpn.io.keylog import KeyLog
+from tests.decryption import echoes_seen_by_tshark
 
 HERE, PEER = "192.0.2.1", "192.0.2.2"
 
@@ -53,17 +53,9 @@ def test_tshark_decrypts_what_was_logged(tmp_path: Path) -> None:
     capture = tmp_path / "esp.pcap"
     wrpcap(str(capture), packets)
 
-    options = "-o esp.enable_encryption_decode:TRUE -o esp.enable_authentication_check:TRUE"
-    fields = "-T fields -e icmp.type -e gre.key -e esp.icv_good"
-    done = subprocess.run(
-        ["tshark", *options.split(), "-r", str(capture), *fields.split()],
-        env={**os.environ, "WIRESHARK_CONFIG_DIR": str(tmp_path / "keys")},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "Error loading table 'ESP SAs'" not in done.stderr
-    assert [line.split("\t") for line in done.stdout.splitlines()] == [["8", "0x0000002a", "1"]] * 4, done.stderr
+    echoes, complaints = echoes_seen_by_tshark(capture, tmp_path / "keys")
+    assert "Error loading table 'ESP SAs'" not in complaints
+    assert echoes == [["8", "0x0000002a", "1"]] * 4, complaints
 
 
 def test_only_the_owner_can_read_the_keys(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from scapy.utils import wrpcap
 from dsvpn.ike.suites import CBC_CIPHERS, CTR_CIPHERS, INTEGRITIES, parse_esp_suite
 from dsvpn.io.keylog import KeyLog
 from dsvpn.policy import inner_mtu
+from tests.decryption import echoes_seen_by_tshark
 from tests.native.vectors import (
     ADJACENCY,
     KEY,
@@ -164,17 +165,9 @@ def test_tshark_decrypts_every_suite_by_the_key_log(tmp_path: Path) -> None:
     log.close()
     capture = tmp_path / "esp.pcap"
     wrpcap(str(capture), packets)
-    options = "-o esp.enable_encryption_decode:TRUE -o esp.enable_authentication_check:TRUE"
-    fields = "-T fields -e icmp.type -e gre.key -e esp.icv_good"
-    done = subprocess.run(
-        ["tshark", *options.split(), "-r", str(capture), *fields.split()],
-        env={**os.environ, "WIRESHARK_CONFIG_DIR": str(tmp_path / "keys")},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "Error loading table" not in done.stderr
-    assert [line.split("\t") for line in done.stdout.splitlines()] == [["8", "0x0000002a", "1"]] * 18, done.stderr
+    echoes, complaints = echoes_seen_by_tshark(capture, tmp_path / "keys")
+    assert "Error loading table" not in complaints
+    assert echoes == [["8", "0x0000002a", "1"]] * 18, complaints
 
 
 def test_a_stage_that_is_an_aead_takes_none_of_them() -> None:
