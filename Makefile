@@ -34,12 +34,13 @@ setup: $(STAMPS)/dsvpn
 demo: $(STAMPS)/lab-packages setup
 	@$(BIN)/dsvpn lab $(DEMO)
 
+# Two processes: tests in namespaces mostly wait, one after the other in one process, while the other computes.
 ## test: all tests; those in network namespaces need root
 .PHONY: test
 test: $(STAMPS)/lab-packages $(STAMPS)/test-packages $(STAMPS)/tools setup
 	$(WITH_CARGO) cargo test --quiet --locked --manifest-path native/Cargo.toml $(RUST_TESTS)
 	$(BIN)/pytest --quiet --wire=compiled -o "pythonpath=$$(echo $(VENV)/lib/python3*/site-packages) ." tests/wire
-	$(BIN)/pytest --wire=interpreted --ignore=tests/interop $(TESTS)
+	$(BIN)/pytest -n 2 --dist loadgroup --wire=interpreted --ignore=tests/interop $(TESTS)
 
 ## test-interop: against FRR and strongSwan in User-Mode Linux guests (root)
 .PHONY: test-interop

@@ -40,6 +40,8 @@ def form_of(file: Path) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # pytest-xdist knows it by itself, but only where it is loaded.
+    config.addinivalue_line("markers", "xdist_group(name): tests that one process runs")
     wanted = config.getoption("--wire")
     for name, file in codec_files().items():
         if wanted is not None and form_of(file) != wanted:
@@ -52,8 +54,20 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(f"{file} is older than {source.name}: build it again or remove it")
 
 
+def touches_the_machine(item: pytest.Item) -> bool:
+    """Whether it makes namespaces, devices or anything else that needs root."""
+    return any(item.get_closest_marker(name) for name in ("root", "netns"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        # Several processes (-n) share one machine: what changes it is done one after the other, by one of them.
+        if touches_the_machine(item) and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group("machine"))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if os.geteuid() != 0 and (item.get_closest_marker("root") or item.get_closest_marker("netns")):
+    if os.geteuid() != 0 and touches_the_machine(item):
         pytest.skip("needs root: run `sudo make test`")
 
 

@@ -48,7 +48,6 @@ def pair(lab: Pair, request: pytest.FixtureRequest) -> Iterator[Pair]:
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_RESULTS] = Results()
     config.addinivalue_line("markers", "feature(group, row): where a test stands in docs/interoperability.md")
-    config.addinivalue_line("markers", "xdist_group(name): tests that one process runs")
     config.pluginmanager.register(Collector(config), "interoperability results")
 
 
