@@ -33,6 +33,7 @@ from dsvpn.config.load import load_config
 from dsvpn.ike import events
 from dsvpn.ike.engine import IkeEngine
 from dsvpn.ike.profile import IkeProfile
+from dsvpn.io.kem import native_kems
 from dsvpn.policy import ike_profile
 
 #: Not named by Python's socket module.
@@ -70,6 +71,7 @@ class Initiators:
             allocate_spi=lambda: next(spis),
             release_spi=lambda _: None,
             wall_clock=time.time,
+            kems=native_kems(),
         )
         self._sockets = {port: _socket(port) for port in (500, 4500)}
         self._connecting: dict[int, _Peer] = {}

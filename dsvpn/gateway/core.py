@@ -27,6 +27,7 @@ from dsvpn.gateway.tunnel import Tunnel
 from dsvpn.gateway.usage import BusySa, busy_sas, note_carried
 from dsvpn.ike.cookies import CookieSecrets
 from dsvpn.ike.engine import IkeEngine
+from dsvpn.ike.kem import LIBRARY_KEMS, Kem
 from dsvpn.ike.volume import Carried
 from dsvpn.nhrp import events as nhrp_events
 from dsvpn.nhrp.config import Route
@@ -44,6 +45,7 @@ class Gateway:
 
     `wall_clock()` is the time of day, seconds since 1970: certificates need it.
     `token_secret` makes crash tokens (RFC 6290); it is the same after a restart. Empty makes none.
+    `kems` are key encapsulation mechanisms besides those of the cryptographic library.
     `route_lookup(tunnel, destination)` gives the kernel's longest match, shortcuts left out.
     """
 
@@ -58,6 +60,7 @@ class Gateway:
         key_log: Callable[[str], None] | None = None,
         wall_clock: Callable[[], float] | None = None,
         token_secret: bytes = b"",
+        kems: Mapping[str, Kem] = LIBRARY_KEMS,
     ) -> None:
         self.config = config
         self._commands: list[Command] = []
@@ -77,6 +80,7 @@ class Gateway:
             key_log=key_log,
             half_open=half_open_limits(config.gateway),
             token_secret=token_secret,
+            kems=kems,
         )
         self.tunnels = {
             name: Tunnel(

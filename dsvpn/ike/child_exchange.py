@@ -149,7 +149,7 @@ def answer_offer(
                 group.key_exchange_id.to_bytes(2, "big"),
             )
         try:
-            public, secret = answer_key_exchange(group, peer_public.data, context.random)
+            public, secret = answer_key_exchange(group, peer_public.data, context.random, context.kems)
         except PeerError as error:
             raise PeerError(error.reason, NotifyType.INVALID_SYNTAX) from None
     spi = context.allocate_spi()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from math import inf
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from dsvpn.ike.cookies import CookieJar
 from dsvpn.ike.events import Event, IkeAuthenticationRefused
 from dsvpn.ike.fragmentation import FragmentBudget
 from dsvpn.ike.half_open import HalfOpenLimits, HalfOpenTable
+from dsvpn.ike.kem import LIBRARY_KEMS, Kem
 from dsvpn.ike.lost_spi import LostSpis
 from dsvpn.ike.profile import IkeProfile
 from dsvpn.ike.redirect import RedirectCounts
@@ -44,9 +45,11 @@ class Context:
         wall_clock: Callable[[], float] | None = None,
         limits: HalfOpenLimits | None = None,
         token_secret: bytes = b"",
+        kems: Mapping[str, Kem] = LIBRARY_KEMS,
     ) -> None:
         self.profiles = profiles
         self.random = random
+        self.kems = kems
         self.release_spi = release_spi
         self.key_log = key_log
         #: What crash tokens are made with (RFC 6290); empty makes none.

@@ -106,7 +106,7 @@ class CreateChild(Task):
             payloads.append(wire.Notify(NotifyType.REKEY_SA, b"", ProtocolId.ESP, spi))
         payloads += (*mode, offer, wire.Nonce(self.nonce))
         if self.group is not None:
-            self.key_exchange = make_key_exchange(self.group, context.random)
+            self.key_exchange = make_key_exchange(self.group, context.random, context.kems)
             payloads.append(wire.KeyExchange(self.group.key_exchange_id, self.key_exchange.public))
         return [*payloads, ts_i, ts_r]
 
@@ -205,7 +205,7 @@ class CreateChild(Task):
         assert self.negotiated is not None
         assert self.link is not None
         group = self.negotiated.additional[0][1]
-        self.key_exchange = make_key_exchange(group, sa.context.random)
+        self.key_exchange = make_key_exchange(group, sa.context.random, sa.context.kems)
         return [wire.KeyExchange(group.key_exchange_id, self.key_exchange.public), self.link]
 
     def _process_followup(self, sa: IkeSa, new: Negotiated, payloads: Payloads, now: float) -> None:

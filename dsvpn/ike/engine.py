@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import count
 
@@ -19,6 +19,7 @@ from dsvpn.ike.events import Event
 from dsvpn.ike.half_open import HalfOpenLimits
 from dsvpn.ike.ike_sa import IkeSa
 from dsvpn.ike.init import IkeSaInit
+from dsvpn.ike.kem import LIBRARY_KEMS, Kem
 from dsvpn.ike.profile import IkeProfile
 from dsvpn.ike.respond_init import respond_init
 from dsvpn.ike.snapshot import association_status
@@ -36,6 +37,8 @@ class IkeEngine:
     belongs to the owner, who frees it at ChildSaDeleted. `key_log` receives lines of Wireshark's
     ikev2_decryption_table. `wall_clock()` is the time of day in seconds since 1970, UTC; profiles with
     certificates need it. `token_secret` makes crash tokens (RFC 6290) and is to outlive the engine; empty makes none.
+    `kems` are key encapsulation mechanisms besides those of the cryptographic library, by the names of `suites.KEMS`;
+    MisuseError when a profile names one that there is not.
 
     The engine never deletes an IKE SA because a peer sent INITIAL_CONTACT: the event tells the owner, who knows which
     peers share an identity or an address.
@@ -52,10 +55,14 @@ class IkeEngine:
         wall_clock: Callable[[], float] | None = None,
         half_open: HalfOpenLimits | None = None,
         token_secret: bytes = b"",
+        kems: Mapping[str, Kem] = LIBRARY_KEMS,
     ) -> None:
         by_name = {profile.name: profile for profile in profiles}
+        kems = {**LIBRARY_KEMS, **kems}
+        for profile in by_name.values():
+            profile.require(kems)
         self._context = Context(
-            by_name, random, allocate_spi, release_spi, key_log, wall_clock, half_open, token_secret
+            by_name, random, allocate_spi, release_spi, key_log, wall_clock, half_open, token_secret, kems
         )
         self._require_wall_clock()
         self._timers: list[tuple[float, int, Association]] = []

@@ -68,7 +68,7 @@ def respond_followup(sa: IkeSa, payloads: Payloads, now: float) -> list[wire.Pay
         followup.check(sa)
         if public.group != group.key_exchange_id:
             raise PeerError(f"additional key exchange is not the {group.name} of the proposal")
-        value, secret = answer_key_exchange(group, public.data, sa.context.random)
+        value, secret = answer_key_exchange(group, public.data, sa.context.random, sa.context.kems)
     except PeerError as error:
         sa.drop_followup()
         raise PeerError(error.reason, error.code or NotifyType.INVALID_SYNTAX) from None

@@ -55,7 +55,7 @@ class IkeSaInit(Task):
         """The first message."""
         association = sa.association
         if self.key_exchange is None or self.key_exchange.group != self.group:
-            self.key_exchange = make_key_exchange(self.group, sa.context.random)
+            self.key_exchange = make_key_exchange(self.group, sa.context.random, sa.context.kems)
         if not sa.nonce_i:
             sa.nonce_i = sa.context.new_nonce()
         payloads: list[wire.Payload] = [] if self.cookie is None else [self.cookie]

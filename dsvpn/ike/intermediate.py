@@ -35,7 +35,7 @@ class IkeIntermediate(Task):
     def build(self, sa: IkeSa, now: float) -> list[wire.Payload] | None:
         """Our public value."""
         group = sa.additional[0][1]
-        self.key_exchange = make_key_exchange(group, sa.context.random)
+        self.key_exchange = make_key_exchange(group, sa.context.random, sa.context.kems)
         return [wire.KeyExchange(group.key_exchange_id, self.key_exchange.public)]
 
     def process(self, sa: IkeSa, payloads: Payloads, now: float) -> None:
@@ -59,7 +59,7 @@ def respond_intermediate(sa: IkeSa, payloads: Payloads) -> tuple[list[wire.Paylo
     """The payloads of the answer, and the keys to go over to when it is sealed."""
     group = sa.additional[0][1]
     try:
-        public, secret = answer_key_exchange(group, _public_value(payloads, group), sa.context.random)
+        public, secret = answer_key_exchange(group, _public_value(payloads, group), sa.context.random, sa.context.kems)
     except PeerError as error:
         raise PeerError(error.reason, NotifyType.INVALID_SYNTAX) from None
     return [wire.KeyExchange(group.key_exchange_id, public)], derive_next_keys(sa, secret)

@@ -6,16 +6,15 @@ The initiator of an exchange has a `KeyExchange` from its request to the answer;
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Final
 
-from cryptography.hazmat.primitives.asymmetric import ec, mlkem, x448, x25519
+from cryptography.hazmat.primitives.asymmetric import ec, x448, x25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from dsvpn.errors import PeerError
+from dsvpn.ike.kem import SEED_LENGTH, Kem, Random
 from dsvpn.ike.suites import Group
-
-Random = Callable[[int], bytes]
 
 #: RFC 3526 section 3, generator 2.
 MODP_2048: Final = int(
@@ -179,25 +178,13 @@ class ModpKeyExchange(KeyExchange):
         return pow(value, self._exponent, self._prime).to_bytes(self.group.public_length, "big")
 
 
-_KEM_PRIVATE: Final[dict[str, type[mlkem.MLKEM768PrivateKey | mlkem.MLKEM1024PrivateKey]]] = {
-    "mlkem768": mlkem.MLKEM768PrivateKey,
-    "mlkem1024": mlkem.MLKEM1024PrivateKey,
-}
-_KEM_PUBLIC: Final[dict[str, type[mlkem.MLKEM768PublicKey | mlkem.MLKEM1024PublicKey]]] = {
-    "mlkem768": mlkem.MLKEM768PublicKey,
-    "mlkem1024": mlkem.MLKEM1024PublicKey,
-}
-#: Octets of the seed d || z that a key pair is made of (FIPS 203 section 7.1).
-_KEM_SEED_LENGTH: Final = 64
-
-
 class MlKemKeyExchange(KeyExchange):
     """ML-KEM (FIPS 203; draft-ietf-ipsecme-ikev2-mlkem): the initiator's half, which has the decapsulation key."""
 
-    def __init__(self, group: Group, seed: bytes) -> None:
+    def __init__(self, group: Group, kem: Kem, seed: bytes) -> None:
         super().__init__(group)
-        self._private = _KEM_PRIVATE[group.name].from_seed_bytes(seed)
-        self.public = self._private.public_key().public_bytes_raw()
+        self._private = kem.key_pair(seed)
+        self.public = self._private.public_key
 
     def shared_secret(self, peer_public: bytes) -> bytes:
         """Decapsulate the responder's ciphertext. One that was altered gives another secret, and no error: what is
@@ -212,10 +199,10 @@ class MlKemKeyExchange(KeyExchange):
             raise PeerError(f"{self.group.name} ciphertext is invalid") from None
 
 
-def make_key_exchange(group: Group, random: Random) -> KeyExchange:
-    """A fresh private value for `group`, for the initiator of an exchange."""
+def make_key_exchange(group: Group, random: Random, kems: Mapping[str, Kem]) -> KeyExchange:
+    """A fresh private value for `group`, for the initiator of an exchange. `kems` are those that there are, by name."""
     if group.is_kem:
-        return MlKemKeyExchange(group, random(_KEM_SEED_LENGTH))
+        return MlKemKeyExchange(group, kems[group.name], random(SEED_LENGTH))
     if group.name == "x25519":
         return X25519KeyExchange(group, random(32))
     if group.name == "x448":
@@ -229,21 +216,21 @@ def make_key_exchange(group: Group, random: Random) -> KeyExchange:
     return EcpKeyExchange(group, scalar)
 
 
-def answer_key_exchange(group: Group, peer_public: bytes, random: Random) -> tuple[bytes, bytes]:
+def answer_key_exchange(
+    group: Group, peer_public: bytes, random: Random, kems: Mapping[str, Kem]
+) -> tuple[bytes, bytes]:
     """As the responder of an exchange: our public value, and the secret shared with the owner of `peer_public`.
 
-    The randomness of an encapsulation is the library's own: it takes none from outside. PeerError for a value that
-    is no member of the group.
+    PeerError for a value that is no member of the group.
     """
     if not group.is_kem:
-        exchange = make_key_exchange(group, random)
+        exchange = make_key_exchange(group, random, kems)
         secret = exchange.shared_secret(peer_public)
         return exchange.public, secret
     if len(peer_public) != group.public_length:
         raise PeerError(f"{group.name} public key has {len(peer_public)} octets, not {group.public_length}")
     try:
         # Checks that each coefficient is below the modulus (FIPS 203 section 7.2).
-        secret, ciphertext = _KEM_PUBLIC[group.name].from_public_bytes(peer_public).encapsulate()
+        return kems[group.name].encapsulate(peer_public, random)
     except ValueError:
         raise PeerError(f"{group.name} public key is malformed") from None
-    return ciphertext, secret

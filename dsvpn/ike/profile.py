@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -119,3 +120,14 @@ class IkeProfile:
             raise MisuseError(f"profile {self.name!r}: reauthentication {self.reauthentication} s is below 10 s")
         if self.dpd_interval < 0:
             raise MisuseError(f"profile {self.name!r}: dpd_interval {self.dpd_interval} s is negative; 0 is never")
+
+    def require(self, kems: Container[str]) -> None:
+        """MisuseError when a suite names a key encapsulation mechanism that is none of `kems`."""
+        suites: tuple[IkeSuite | EspSuite, ...] = (*self.ike, *self.esp)
+        for suite in suites:
+            for _, group in suite.additional:
+                if group.is_kem and group.name not in kems:
+                    raise MisuseError(
+                        f"profile {self.name!r}: suite {suite} needs {group.name}, which the installed dsvpn_native "
+                        "does not have; install the dsvpn-native of this version, or write mlkem768"
+                    )

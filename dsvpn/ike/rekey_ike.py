@@ -92,7 +92,7 @@ class RekeyIke(Task):
             self.group = sa.suite.group if sa.suite.group in groups else groups[0]
         self.spi = sa.context.new_ike_spi()
         self.nonce = sa.context.new_nonce()
-        self.key_exchange = make_key_exchange(self.group, sa.context.random)
+        self.key_exchange = make_key_exchange(self.group, sa.context.random, sa.context.kems)
         self.tries += 1
         return [
             offer_ike(suites, self.spi),
@@ -187,7 +187,7 @@ class RekeyIke(Task):
     def _build_followup(self, sa: IkeSa) -> list[wire.Payload]:
         assert self.link is not None
         group = self.additional[0][1]
-        self.key_exchange = make_key_exchange(group, sa.context.random)
+        self.key_exchange = make_key_exchange(group, sa.context.random, sa.context.kems)
         return [wire.KeyExchange(group.key_exchange_id, self.key_exchange.public), self.link]
 
     def _accept_followup(self, payloads: Payloads) -> None:
@@ -251,7 +251,7 @@ def respond_rekey_ike(sa: IkeSa, offer: wire.SecurityAssociation, payloads: Payl
         wanted = group.key_exchange_id.to_bytes(2, "big")
         raise PeerError("key exchange of another group", NotifyType.INVALID_KE_PAYLOAD, wanted)
     try:
-        public_value, secret = answer_key_exchange(group, public.data, context.random)
+        public_value, secret = answer_key_exchange(group, public.data, context.random, context.kems)
     except PeerError as error:
         raise PeerError(error.reason, NotifyType.INVALID_SYNTAX) from None
     nonces = (nonce.data, context.new_nonce())

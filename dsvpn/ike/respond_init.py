@@ -70,7 +70,7 @@ def _accept(context: Context, message: wire.Message, data: bytes, path: Path, no
     if public.group != group.key_exchange_id:
         wanted = group.key_exchange_id.to_bytes(2, "big")
         raise PeerError("key exchange of another group", NotifyType.INVALID_KE_PAYLOAD, wanted)
-    public_value, secret = answer_key_exchange(group, public.data, context.random)
+    public_value, secret = answer_key_exchange(group, public.data, context.random, context.kems)
 
     association = Association(context, None, path, now)
     sa = IkeSa(association, False, header.initiator_spi, context.new_ike_spi(), now)

@@ -154,6 +154,7 @@ KEMS: Final = MappingProxyType(
     {
         group.name: group
         for group in (
+            Group("mlkem512", 35, 800, 768),
             Group("mlkem768", 36, 1184, 1088),
             Group("mlkem1024", 37, 1568, 1568),
         )
@@ -192,7 +193,6 @@ _REFUSED: Final = MappingProxyType(
 #: Names that are sound, with what stands in the way here and what to write instead.
 _ABSENT: Final = MappingProxyType(
     {
-        "mlkem512": "ML-KEM-512 is not in the cryptographic library; write mlkem768",
         "camellia128": "Camellia is not spoken here; write aes128gcm16",
         "camellia256": "Camellia is not spoken here; write aes256gcm16",
     }

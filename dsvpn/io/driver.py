@@ -33,6 +33,7 @@ from dsvpn.gateway.status import certificates
 from dsvpn.io.control import ControlServer
 from dsvpn.io.crl import CrlFetcher
 from dsvpn.io.dataplane import Commander
+from dsvpn.io.kem import native_kems
 from dsvpn.io.keylog import KeyLog
 from dsvpn.io.netlink import Netlink, forwards
 from dsvpn.io.resolver import Resolver
@@ -120,6 +121,7 @@ class Driver:
             key_log=None if key_log is None else key_log.ike_sa,
             wall_clock=time.time,
             token_secret=self._token_secret(),
+            kems=native_kems(),
         )
         self._crls = CrlFetcher(crl_urls(config), self._guarded(self._read_materials), self._on_crl_error)
         self._say_warnings(config.materials)

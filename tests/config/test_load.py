@@ -288,7 +288,6 @@ def test_half_open_limits_that_are_refused(tmp_path: Path, limits: str, message:
         ("aes128-sha1-modp2048", "SHA-1 is broken and refused"),
         ("aes128-sha256-modp1024", "MODP-1024 is broken and refused"),
         ("aes128-md5-modp2048", "MD5 is broken and refused"),
-        ("aes128gcm16-prfsha256-x25519-ke1_mlkem512", "ML-KEM-512 is not in the cryptographic library; write mlkem768"),
     ],
 )
 def test_broken_algorithms_are_refused_by_name(tmp_path: Path, suite: str, message: str) -> None:
@@ -296,6 +295,13 @@ def test_broken_algorithms_are_refused_by_name(tmp_path: Path, suite: str, messa
         load_config(write(tmp_path, SPOKE.replace("aes128gcm16-prfsha256-x25519", suite)))
     assert message in str(raised.value)
     assert "ipsec.default.ike" in str(raised.value)
+
+
+@pytest.mark.parametrize("kem", ["mlkem512", "mlkem768", "mlkem1024"])
+def test_every_ml_kem_may_be_named(tmp_path: Path, kem: str) -> None:
+    suite = f"aes128gcm16-prfsha256-x25519-ke1_{kem}"
+    config = load_config(write(tmp_path, SPOKE.replace("aes128gcm16-prfsha256-x25519", suite)))
+    assert config.ipsec["default"].ike == (suite,)
 
 
 def test_post_quantum_key_exchange_comes_first(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from dsvpn.ike.profile import IkeProfile, RetransmissionSchedule
 from dsvpn.ike.sealing import SealingKey, open_payloads
 from dsvpn.ike.status import IkeSaStatus
 from dsvpn.ike.suites import parse_esp_suite, parse_ike_suite
+from dsvpn.io.kem import native_kems
 from dsvpn.wire import ikev2 as wire
 
 A = ip_address("192.0.2.1")
@@ -89,6 +90,7 @@ class End:
             release_spi=self._release,
             key_log=self.key_log.append,
             wall_clock=lambda: WALL + self.elapsed(),
+            kems=native_kems(),
         )
         self.events: list[events.Event] = []
         self.established: dict[int, events.IkeSaEstablished] = {}

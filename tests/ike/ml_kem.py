@@ -81,10 +81,12 @@ def _sample_ntt(seed: bytes) -> list[int]:
     return values
 
 
-def _sample_cbd(data: bytes) -> list[int]:
-    """Algorithm 8 with eta = 2."""
+def _noise(seed: bytes, number: int, eta: int) -> list[int]:
+    """PRF and algorithm 8."""
+    data = hashlib.shake_256(seed + bytes((number,))).digest(64 * eta)
     bits = [byte >> i & 1 for byte in data for i in range(8)]
-    return [(sum(bits[4 * i : 4 * i + 2]) - sum(bits[4 * i + 2 : 4 * i + 4])) % Q for i in range(N)]
+    chunks = [bits[2 * eta * i : 2 * eta * (i + 1)] for i in range(N)]
+    return [(sum(chunk[:eta]) - sum(chunk[eta:])) % Q for chunk in chunks]
 
 
 def _decode(data: bytes, width: int) -> list[int]:
@@ -103,13 +105,13 @@ def _compress(values: list[int], width: int) -> list[int]:
 
 
 def encapsulate(rank: int, public_key: bytes, message: bytes) -> tuple[bytes, bytes]:
-    """Ciphertext and secret: algorithms 17 and 14. `rank` is k: 3 for ML-KEM-768, 4 for ML-KEM-1024."""
-    du, dv = {3: (10, 4), 4: (11, 5)}[rank]
+    """Ciphertext and secret: algorithms 17 and 14. `rank` is k: 2 for ML-KEM-512, 3 for -768, 4 for -1024."""
+    du, dv, eta1 = {2: (10, 4, 3), 3: (10, 4, 2), 4: (11, 5, 2)}[rank]
     both = hashlib.sha3_512(message + hashlib.sha3_256(public_key).digest()).digest()
     secret, r = both[:32], both[32:]
     t = [_decode(public_key[384 * i : 384 * (i + 1)], 12) for i in range(rank)]
     rho = public_key[384 * rank :]
-    noise = [_sample_cbd(hashlib.shake_256(r + bytes((i,))).digest(128)) for i in range(2 * rank + 1)]
+    noise = [_noise(r, i, eta1 if i < rank else 2) for i in range(2 * rank + 1)]
     y = [_ntt(one) for one in noise[:rank]]
     ciphertext = b""
     for i in range(rank):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from dsvpn.errors import MisuseError
 from dsvpn.ike import events
+from dsvpn.ike.engine import IkeEngine
+from dsvpn.ike.kem import Kem
 from dsvpn.ike.key_exchange import KeyExchange, MlKemKeyExchange, make_key_exchange
 from dsvpn.ike.proposals import choose_ike
 from dsvpn.ike.suites import Group, parse_ike_suite
@@ -22,9 +25,11 @@ from tests.ike.test_simulation import simulate
 
 PLAIN = "aes128gcm16-prfsha256-x25519"
 HYBRID = "aes256gcm16-prfsha384-x25519-ke1_mlkem768"
+HYBRID_512 = "aes128gcm16-prfsha256-x25519-ke1_mlkem512"
 THREE = "aes256gcm16-prfsha512-x25519-ke1_mlkem768-ke3_ecp384-ke7_mlkem1024"
 CBC = "aes256-sha256-prfsha256-ecp256-ke1_mlkem1024"
 ESP = "aes256gcm16-x25519-ke1_mlkem768"
+ESP_512 = "aes128gcm16-x25519-ke1_mlkem512"
 ESP_TWO = "aes256gcm16-x25519-ke1_mlkem768-ke2_x448"
 #: Messages in one piece, so that a test can count them.
 WHOLE: dict[str, Any] = {"fragment_size": 4000}
@@ -48,7 +53,7 @@ def rekey_child(net: Wire, end: End) -> None:
 # -- IKE_INTERMEDIATE ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suite", [HYBRID, THREE, CBC])
+@pytest.mark.parametrize("suite", [HYBRID, HYBRID_512, THREE, CBC])
 def test_one_exchange_for_each_additional_key_exchange(suite: str) -> None:
     net = connected(suite)
     count = suite.count("-ke")
@@ -94,8 +99,8 @@ def secrets(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """What the initiators of exchanges get as shared secrets, in order."""
     found: list[bytes] = []
 
-    def make(group: Group, random: Callable[[int], bytes]) -> KeyExchange:
-        exchange = make_key_exchange(group, random)
+    def make(group: Group, random: Callable[[int], bytes], kems: Mapping[str, Kem]) -> KeyExchange:
+        exchange = make_key_exchange(group, random, kems)
         original = exchange.shared_secret
 
         def shared_secret(public: bytes) -> bytes:
@@ -211,6 +216,20 @@ def test_additional_key_exchanges_that_a_peer_would_do_without(ours: str) -> Non
     strict = tuple(t for t in transforms if (t.type, t.id) != (kinds.ADDKE1, 0))
     offer = wire.SecurityAssociation((wire.Proposal(1, wire.ProtocolId.IKE, b"", strict),))
     assert (choose_ike((suite,), offer, b"") is None) == (not suite.additional)
+
+
+@pytest.mark.parametrize("suite", ["ike", "esp"])
+def test_ml_kem_512_where_nobody_has_it(suite: str) -> None:
+    """It comes from outside the engine; without it the configuration is refused, not the peer."""
+    named: dict[str, Any] = {"ike": {"ike": (HYBRID_512,)}, "esp": {"ike": (PLAIN,), "esp": (ESP_512,)}}[suite]
+    with pytest.raises(MisuseError, match=r"'default': suite .*-ke1_mlkem512 needs mlkem512, .*; install .* or write"):
+        IkeEngine([make_profile("a", **named)], random=bytes, allocate_spi=lambda: 256, release_spi=lambda _: None)
+
+
+def test_ml_kem_512_takes_all_randomness_from_outside() -> None:
+    """FIPS 203's d, z and m: two runs of one seed give the same datagrams."""
+    one, other = ([flight.data for flight in connected(HYBRID_512, ESP_512, seed=7).record] for _ in range(2))
+    assert one == other
 
 
 @pytest.mark.parametrize("ours", [True, False])
@@ -432,7 +451,7 @@ def test_fragments_give_the_same_proof() -> None:
 # -- IKE_FOLLOWUP_KE -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("esp", [ESP, ESP_TWO])
+@pytest.mark.parametrize("esp", [ESP, ESP_512, ESP_TWO])
 @pytest.mark.parametrize("who", ["a", "b"])
 def test_child_rekey_with_additional_key_exchanges(who: str, esp: str) -> None:
     net = connected(esp=esp)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from pathlib import Path
 from random import Random
 
 import pytest
 
 from dsvpn.errors import PeerError
+from dsvpn.ike.kem import LIBRARY_KEMS
 from dsvpn.ike.key_exchange import (
     MODP_2048,
     MODP_3072,
@@ -19,7 +22,12 @@ from dsvpn.ike.key_exchange import (
     make_key_exchange,
 )
 from dsvpn.ike.suites import GROUPS, KEMS
+from dsvpn.io.kem import native_kems
 from tests.ike import ml_kem
+
+ALL_KEMS = {**LIBRARY_KEMS, **native_kems()}
+#: Key generation and encapsulation for ML-KEM-512 of NIST's Automated Cryptographic Validation Protocol (FIPS 203).
+ACVP_512 = json.loads((Path(__file__).parent.parent / "vectors/ml_kem_512.json").read_text())
 
 #: (private, public, peer's private, peer's public, secret): RFC 5903 sections 8.1 to 8.3.
 ECP = {
@@ -150,8 +158,7 @@ def test_modp_secret_keeps_leading_zeros() -> None:
 @pytest.mark.parametrize("name", GROUPS)
 def test_both_ends_share_a_secret_and_random_alone_decides(name: str) -> None:
     group = GROUPS[name]
-    ours, theirs = make_key_exchange(group, Random(1).randbytes), make_key_exchange(group, Random(2).randbytes)
-    again = make_key_exchange(group, Random(1).randbytes)
+    ours, again, theirs = (make_key_exchange(group, Random(seed).randbytes, ALL_KEMS) for seed in (1, 1, 2))
     assert len(ours.public) == group.public_length
     assert ours.public == again.public != theirs.public
     assert ours.shared_secret(theirs.public) == theirs.shared_secret(ours.public)
@@ -159,7 +166,7 @@ def test_both_ends_share_a_secret_and_random_alone_decides(name: str) -> None:
 
 @pytest.mark.parametrize("name", GROUPS)
 def test_public_values_of_wrong_length(name: str) -> None:
-    exchange = make_key_exchange(GROUPS[name], Random(1).randbytes)
+    exchange = make_key_exchange(GROUPS[name], Random(1).randbytes, ALL_KEMS)
     for length in (0, 1, GROUPS[name].public_length - 1, GROUPS[name].public_length + 1):
         with pytest.raises(PeerError, match="octets"):
             exchange.shared_secret(bytes(length))
@@ -189,7 +196,7 @@ def test_public_values_of_wrong_length(name: str) -> None:
     ],
 )
 def test_public_values_outside_the_group(name: str, public: bytes) -> None:
-    exchange = make_key_exchange(GROUPS[name], Random(1).randbytes)
+    exchange = make_key_exchange(GROUPS[name], Random(1).randbytes, ALL_KEMS)
     with pytest.raises(PeerError, match=name):
         exchange.shared_secret(public)
 
@@ -204,7 +211,7 @@ def test_ml_kem_768_accumulated_vectors() -> None:
     digest = hashlib.shake_128()
     group = KEMS["mlkem768"]
     for _ in range(100):
-        ours = MlKemKeyExchange(group, source.read(64))
+        ours = MlKemKeyExchange(group, ALL_KEMS[group.name], source.read(64))
         digest.update(ours.public)
         ciphertext, secret = ml_kem.encapsulate(3, ours.public, source.read(32))
         assert ours.shared_secret(ciphertext) == secret
@@ -213,24 +220,51 @@ def test_ml_kem_768_accumulated_vectors() -> None:
     assert digest.hexdigest(32) == "1114b1b6699ed191734fa339376afa7e285c9e6acf6ff0177d346696ce564415"
 
 
-@pytest.mark.parametrize(("name", "rank"), [("mlkem768", 3), ("mlkem1024", 4)])
+@pytest.mark.parametrize("vector", ACVP_512["key_pairs"], ids=range(len(ACVP_512["key_pairs"])))
+def test_ml_kem_512_key_pairs_of_nist(vector: dict[str, str]) -> None:
+    seed = bytes.fromhex(vector["d"] + vector["z"])
+    assert MlKemKeyExchange(KEMS["mlkem512"], ALL_KEMS["mlkem512"], seed).public.hex() == vector["ek"]
+
+
+@pytest.mark.parametrize("vector", ACVP_512["encapsulations"], ids=range(len(ACVP_512["encapsulations"])))
+def test_ml_kem_512_encapsulations_of_nist(vector: dict[str, str]) -> None:
+    def message(length: int) -> bytes:
+        assert length == 32
+        return bytes.fromhex(vector["m"])
+
+    ciphertext, secret = answer_key_exchange(KEMS["mlkem512"], bytes.fromhex(vector["ek"]), message, ALL_KEMS)
+    assert (ciphertext.hex(), secret.hex()) == (vector["c"], vector["k"])
+
+
+def test_ml_kem_512_of_many_seeds() -> None:
+    """What one half encapsulates the other opens, and any other ciphertext gives J(z || c) (FIPS 203 algorithm 18)."""
+    group, kem, randbytes = KEMS["mlkem512"], ALL_KEMS["mlkem512"], Random(512).randbytes
+    for _ in range(1000):
+        seed, other = randbytes(64), randbytes(768)
+        ours = MlKemKeyExchange(group, kem, seed)
+        ciphertext, secret = answer_key_exchange(group, ours.public, randbytes, ALL_KEMS)
+        assert ours.shared_secret(ciphertext) == secret
+        assert ours.shared_secret(other) == hashlib.shake_256(seed[32:] + other).digest(32)
+
+
+@pytest.mark.parametrize(("name", "rank"), [("mlkem512", 2), ("mlkem768", 3), ("mlkem1024", 4)])
 def test_ml_kem_against_an_independent_computation(name: str, rank: int) -> None:
     group = KEMS[name]
     for seed in range(5):
         randbytes = Random(seed).randbytes
-        ours = make_key_exchange(group, randbytes)
+        ours = make_key_exchange(group, randbytes, ALL_KEMS)
         assert len(ours.public) == group.public_length
         # Our decapsulation of a ciphertext that the reference made.
         ciphertext, secret = ml_kem.encapsulate(rank, ours.public, randbytes(32))
         assert len(ciphertext) == group.response_length
         assert ours.shared_secret(ciphertext) == secret
         # Both halves of the library, as the two ends have them.
-        ciphertext, secret = answer_key_exchange(group, ours.public, randbytes)
+        ciphertext, secret = answer_key_exchange(group, ours.public, randbytes, ALL_KEMS)
         assert ours.shared_secret(ciphertext) == secret
         # Implicit rejection: another secret, and always the same.
         altered = bytes((ciphertext[0] ^ 1,)) + ciphertext[1:]
         assert ours.shared_secret(altered) == ours.shared_secret(altered) != secret
-        again = make_key_exchange(group, Random(seed).randbytes)
+        again = make_key_exchange(group, Random(seed).randbytes, ALL_KEMS)
         assert again.public == ours.public
 
 
@@ -238,13 +272,13 @@ def test_ml_kem_against_an_independent_computation(name: str, rank: int) -> None
 def test_ml_kem_refuses_what_is_no_key_or_ciphertext(name: str) -> None:
     group = KEMS[name]
     assert group.response_length is not None
-    exchange = make_key_exchange(group, Random(1).randbytes)
+    exchange = make_key_exchange(group, Random(1).randbytes, ALL_KEMS)
     for length in (0, 1, group.response_length - 1, group.response_length + 1):
         with pytest.raises(PeerError, match="octets"):
             exchange.shared_secret(bytes(length))
     for length in (0, 1, group.public_length - 1, group.public_length + 1):
         with pytest.raises(PeerError, match="octets"):
-            answer_key_exchange(group, bytes(length), Random(2).randbytes)
+            answer_key_exchange(group, bytes(length), Random(2).randbytes, ALL_KEMS)
     # A coefficient that is not below the modulus (FIPS 203 section 7.2).
     with pytest.raises(PeerError, match="malformed"):
-        answer_key_exchange(group, b"\xff" * 3 + exchange.public[3:], Random(2).randbytes)
+        answer_key_exchange(group, b"\xff" * 3 + exchange.public[3:], Random(2).randbytes, ALL_KEMS)

@@ -90,7 +90,6 @@ def test_cbc_suites_name_their_integrity_and_may_leave_out_the_prf() -> None:
         ("aes128gcm16-prfsha256-x25519-ke0_mlkem768", "none of ke1 to ke7; write ke1_mlkem768"),
         ("aes128gcm16-prfsha256-x25519-ke8_mlkem768", "none of ke1 to ke7"),
         ("aes128gcm16-prfsha256-x25519-ke1_kyber768", "known are x25519"),
-        ("aes128gcm16-prfsha256-x25519-ke1_mlkem512", "write mlkem768"),
         ("aes128gcm16-prfsha256-x25519-ke1_modp1024", "MODP-1024 is broken and refused"),
         ("aes128gcm16-prfsha256-mlkem768", "write x25519-ke1_mlkem768"),
         ("aes128-prfsha256-modp2048", "needs an integrity algorithm; write aes128-sha256-prfsha256-ecp256"),

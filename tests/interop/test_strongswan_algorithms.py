@@ -108,7 +108,7 @@ def test_extended_sequence_numbers(pair: Pair, initiator: End) -> None:
 
 @pytest.mark.feature("Key exchange", "{group} after x25519 (IKE_INTERMEDIATE), also for rekeyed SAs")
 @pytest.mark.parametrize("lab", ["forky"], indirect=True, scope="session")
-@pytest.mark.parametrize("group", ["mlkem768", "mlkem1024"])
+@pytest.mark.parametrize("group", ["mlkem512", "mlkem768", "mlkem1024"])
 @both_directions
 def test_ml_kem(pair: Pair, group: str, initiator: End) -> None:
     ike, esp = f"aes256gcm16-prfsha384-x25519-ke1_{group}", f"aes256gcm16-x25519-ke1_{group}"

@@ -5,6 +5,7 @@ mod arrays;
 mod convert;
 mod dataplane;
 mod memory;
+mod ml_kem;
 mod punt;
 mod stages;
 mod tables;
@@ -24,6 +25,8 @@ mod _native {
     use crate::dataplane::Dataplane;
     #[pymodule_export]
     use crate::memory::{DecapResult, EncapResult, MemoryForwarder};
+    #[pymodule_export]
+    use crate::ml_kem::MlKem512;
     #[pymodule_export]
     use crate::punt::Punt;
     #[pymodule_export]

@@ -18,6 +18,7 @@ __all__ = [
     "DecapResult",
     "EncapResult",
     "MemoryForwarder",
+    "MlKem512",
     "Punt",
     "ReplayWindow",
     "Tables",
@@ -349,6 +350,23 @@ class Cipher:
         esn: bool = False,
     ) -> None:
         """Authenticate and decrypt every record in place. `authentic` gets 1 or 0 for each."""
+
+@final
+class MlKem512:
+    """A key pair of ML-KEM-512 (FIPS 203), which the cryptographic library of the control plane does not have. `seed` is
+    d || z, 64 octets. ValueError for arguments of other lengths."""
+
+    def __new__(cls, seed: bytes) -> MlKem512: ...
+    @property
+    def public_key(self) -> bytes:
+        """The encapsulation key, 800 octets."""
+
+    def decapsulate(self, ciphertext: bytes) -> bytes:
+        """The shared secret, 32 octets, of a ciphertext of 768. One that was altered gives another secret and no error."""
+
+    @staticmethod
+    def encapsulate(public_key: bytes, message: bytes) -> tuple[bytes, bytes]:
+        """Ciphertext and shared secret. `message` is 32 random octets. ValueError for a key that is none."""
 
 @final
 class ReplayWindow:
