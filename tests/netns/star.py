@@ -63,6 +63,13 @@ class Gateway:
     def show(self, section: str) -> Any:
         return ask(self.socket, {"show": section})
 
+    @property
+    def memory(self) -> int:
+        """Resident memory of its process, octets."""
+        assert self.process is not None
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmRSS:")).split()[1])
+
     def kill(self) -> None:
         assert self.process is not None
         self.process.kill()
@@ -131,18 +138,28 @@ class Star:
         namespace.ip("route", "add", "default", "via", str(address.ip + 1))
         return address
 
-    def add_nat(self, name: str, number: int, statement: str = "masquerade") -> IPv4Address:
-        """A NAT box with one public address, silent to strangers. Gives that address."""
+    def add_nat(
+        self, name: str, number: int, statement: str = "masquerade", *, forward: int | None = None
+    ) -> IPv4Address:
+        """A NAT box with one public address, silent to strangers. Gives that address.
+
+        `statement` translates what leaves. `forward`: IKE and ESP in UDP from anywhere go to this gateway.
+        """
         nat = Namespace(self.run, name)
         self._router(nat)
         address = self._link(nat, "outside", number)
         nat.ip("link", "add", "inside", "type", "bridge")
         nat.ip("address", "add", f"192.168.{number}.1/24", "dev", "inside")
         nat.ip("link", "set", "inside", "up")
+        inward = "" if forward is None else f"udp dport {{ 500, 4500 }} dnat to 192.168.{number}.{forward}"
         nat.command(
             ["nft", "-f", "-"],
             stdin=f"""
 table ip nat_box {{
+  chain arriving {{
+    type nat hook prerouting priority -100; policy accept;
+    iifname "outside" {inward or "accept"}
+  }}
   chain outgoing {{
     type nat hook postrouting priority 100; policy accept;
     oifname "outside" {statement}
@@ -151,6 +168,7 @@ table ip nat_box {{
     type filter hook forward priority 0; policy drop;
     iifname "inside" accept
     ct state established,related accept
+    ct status dnat accept
   }}
   chain incoming {{
     type filter hook input priority 0; policy accept;
@@ -162,12 +180,16 @@ table ip nat_box {{
         self.nats[name] = nat
         return address.ip
 
-    def add(self, name: str, number: int, *, nat: str | None = None, nat_number: int = 0) -> Gateway:
-        """A gateway; LAN 172.16.N.0/24, tunnel address 10.0.0.N. Behind a NAT box its address is 192.168.M.N."""
+    def add(
+        self, name: str, number: int, *, nat: str | None = None, nat_number: int = 0, lan_host: bool = True
+    ) -> Gateway:
+        """A gateway; LAN 172.16.N.0/24, tunnel address 10.0.0.N. Behind a NAT box its address is 192.168.M.N.
+
+        Without `lan_host` the gateway has the host's address itself: one namespace for both.
+        """
         namespace = Namespace(self.run, name)
-        host = Namespace(self.run, f"{name}-lan")
+        host = Namespace(self.run, f"{name}-lan") if lan_host else namespace
         self._router(namespace)
-        host.create()
         if nat is None:
             wan = self._link(namespace, "eth0", number)
         else:
@@ -177,18 +199,28 @@ table ip nat_box {{
             self.nats[nat].ip("link", "set", port, "master", "inside")
             namespace.ip("address", "add", str(wan), "dev", "eth0")
             namespace.ip("route", "add", "default", "via", f"192.168.{nat_number}.1")
-        gateway = Gateway(name, number, wan, namespace, host, self.run.directory)
+        gateway = self.gateways[name] = Gateway(name, number, wan, namespace, host, self.run.directory)
+        if not lan_host:
+            namespace.ip("link", "add", "lan", "type", "bridge")
+            namespace.ip("link", "set", "lan", "up")
+            namespace.ip("address", "add", f"{gateway.lan_host}/24", "dev", "lan")
+            return gateway
+        host.create()
         self.cable(namespace, "lan", host, "eth0")
         namespace.ip("address", "add", f"{gateway.lan[1]}/24", "dev", "lan")
         host.ip("address", "add", f"{gateway.lan_host}/24", "dev", "eth0")
         host.ip("route", "add", "default", "via", str(gateway.lan[1]))
-        self.gateways[name] = gateway
         return gateway
 
-    def start(self, name: str, *, nhrp: str = "", tunnel: str = "", profile: str = "", extra: str = "") -> Gateway:
-        """Run `dsvpn up` with these lines in its sections, and wait until it answers."""
+    def start(self, name: str, **sections: str) -> Gateway:
+        """Run `dsvpn up` with these lines in its sections (see `launch`), and wait until it answers."""
+        self.launch(name, **sections)
+        return self.wait_listening(name)
+
+    def launch(self, name: str, *, nhrp: str = "", tunnel: str = "", profile: str = "", extra: str = "") -> None:
+        """Run `dsvpn up` with these lines in its sections."""
         gateway = self.gateways[name]
-        return self.start_file(
+        self._launch_file(
             name,
             f"""\
 [gateway]
@@ -210,7 +242,11 @@ psk = "a key for tests only"
         )
 
     def start_file(self, name: str, text: str) -> Gateway:
-        """Run `dsvpn up` with a configuration; where its control socket is gets added."""
+        """Run `dsvpn up` with a configuration, and wait until it answers; where its control socket is gets added."""
+        self._launch_file(name, text)
+        return self.wait_listening(name)
+
+    def _launch_file(self, name: str, text: str) -> None:
         gateway = self.gateways[name]
         config = gateway.directory / f"{name}.toml"
         key = gateway.directory / "psk"
@@ -223,12 +259,16 @@ psk = "a key for tests only"
         argv += [sys.executable, "-P", "-m", "dsvpn", "up", str(config)]
         gateway.process = self.run.spawn(argv, gateway.log, namespace=gateway.namespace.name)
 
+    def wait_listening(self, name: str, seconds: float = DEADLINE) -> Gateway:
+        """Wait until a gateway that was launched answers."""
+        gateway = self.gateways[name]
+
         def listens() -> bool:
             assert gateway.process is not None
             assert gateway.process.poll() is None, gateway.log.read_text()[-2000:]
             return answers(gateway.socket)
 
-        wait_until(listens, DEADLINE, f"the control socket of {name}")
+        wait_until(listens, seconds, f"the control socket of {name}")
         return gateway
 
     def stop(self, name: str) -> int:
