@@ -22,7 +22,6 @@ _PACKAGES = {
     "ip": "iproute2",
     "ss": "iproute2",
     "nft": "nftables",
-    "ping": "iputils-ping",
     "iperf3": "iperf3",
     "tcpdump": "tcpdump",
 }

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
 import statistics
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from pathlib import Path
 
 from dsvpn.errors import HostError
+from dsvpn.lab import echo
 from dsvpn.lab.run import Run, wait_until
 from dsvpn.lab.topology import Namespace
 
-#: What the pings of the lab are filled with (16 octets, the most that ping repeats): no underlay packet may hold it.
-PLAINTEXT = b"dsvpn plain text"
-
-_REPLY = re.compile(r"^\[(\d+\.\d+)\] \d+ bytes from .* icmp_seq=(\d+) ttl=(\d+) time=([\d.]+) ms( \(DUP!\))?", re.M)
-_SUMMARY = re.compile(r"^(\d+) packets transmitted, (\d+) received", re.M)
+#: What pings are filled with.
+PLAINTEXT = echo.PLAINTEXT
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +44,39 @@ class Pings:
         """Pings without an answer."""
         return self.transmitted - self.received
 
+    @property
+    def missing(self) -> list[int]:
+        """The sequence numbers, from 1, of those without an answer."""
+        return sorted(set(range(1, self.transmitted + 1)) - {echo.sequence for echo in self.echoes})
 
-def parse_pings(text: str) -> Pings:
-    """The result of `ping -D -n` (iputils)."""
-    summary = _SUMMARY.search(text)
-    if summary is None:
-        raise HostError(f"ping said no summary: {text.strip()[-200:]!r}")
-    echoes: dict[int, Echo] = {}
-    duplicates = 0
-    for reply in _REPLY.finditer(text):
-        rtt = float(reply[4]) / 1000
-        duplicates += reply[5] is not None
-        echoes.setdefault(int(reply[2]), Echo(int(reply[2]), float(reply[1]) - rtt, rtt, int(reply[3])))
-    return Pings(int(summary[1]), int(summary[2]), duplicates, tuple(echoes.values()))
+
+def parse_pings(text: str) -> list[Pings]:
+    """What `echo` printed: one series of pings a line."""
+    series = []
+    for line in text.splitlines():
+        try:
+            said = json.loads(line)
+        except ValueError:
+            raise HostError(f"the pings ended with {line[-200:]!r}") from None
+        echoes = tuple(Echo(*echo) for echo in said["echoes"])
+        series.append(Pings(said["transmitted"], len(echoes), said["duplicates"], echoes))
+    return series
+
+
+def ping_command(
+    script: str | Path,
+    target: IPv4Address,
+    count: int,
+    *,
+    interval: float = 0.02,
+    sizes: Sequence[int] = (56,),
+    wait: float = 1.0,
+    bind: IPv4Address | None = None,
+) -> list[str]:
+    """The command whose output `parse_pings` reads; `script` is where `echo` is."""
+    python = str(Path(sys.executable).resolve())
+    series = [str(target), str(count), ",".join(map(str, sizes)), f"{interval:g}", f"{wait:g}"]
+    return [python, "-I", "-S", str(script), *series, *([] if bind is None else [str(bind)])]
 
 
 def ping(
@@ -74,12 +93,9 @@ def ping(
 
     Waits `wait` seconds for the last answers. Lost pings are part of the result, not an error.
     """
-    argv = ["ping", "-D", "-n", "-i", f"{interval:g}", "-c", str(count), "-s", str(size), "-W", f"{wait:g}"]
-    if bind is not None:
-        argv += ["-I", str(bind)]
-    # ping's exit status tells of lost answers, which the caller judges.
-    shell = ["sh", "-c", '"$@" || [ $? -eq 1 ]', "sh", *argv, "-p", PLAINTEXT.hex(), str(target)]
-    return parse_pings(source.command(shell, timeout=count * interval * 3 + wait + 30))
+    argv = ping_command(echo.__file__, target, count, interval=interval, sizes=(size,), wait=wait, bind=bind)
+    (pings,) = parse_pings(source.command(argv, timeout=count * interval * 3 + wait + 30))
+    return pings
 
 
 def median_rtt(echoes: list[Echo]) -> float | None:

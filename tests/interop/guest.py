@@ -59,9 +59,8 @@ class FrrGuest:
 
     def answers(self, target: IPv4Address, *, source: IPv4Address | None = None, count: int = 3) -> int:
         """How many of `count` pings from inside the guest are answered."""
-        bind = f"-I {source}" if source is not None else ""
-        output = self.run(f"ping -n -i 0.2 -c {count} -W 1 {bind} {target}")
-        return output.count("bytes from")
+        (pings,) = self._guest.ping(target, count, interval=0.2, bind=source)
+        return pings.received
 
     def _routes(self) -> list[tuple[IPv4Network, IPv4Address]]:
         if self.site is HUB:

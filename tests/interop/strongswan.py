@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -183,11 +183,6 @@ class StrongSwan:
         """What charon lists of its SAs, in its raw form."""
         return self.swanctl_run("--list-sas --raw")
 
-    def ping(self, count: int, sizes: Sequence[int] = (56,), interval: float = 0.02) -> tuple[int, int]:
-        """Ping our inner address `count` times with each size; how many were sent and answered."""
-        command = "; ".join(ping_command(count, size, interval) for size in sizes)
-        return parse_ping(self.guest.run(command, timeout=len(sizes) * count * interval * 3 + 30))
-
     def log_size(self) -> int:
         """Octets in charon's log."""
         log = self.guest.control / "charon.log"
@@ -197,15 +192,3 @@ class StrongSwan:
         """charon's log since `configure`."""
         log = self.guest.control / "charon.log"
         return log.read_bytes()[self._log_start :].decode(errors="replace") if log.exists() else ""
-
-
-def ping_command(count: int, size: int, interval: float) -> str:
-    """The ping in the guest."""
-    return f"ping -n -q -i {interval:g} -c {count} -s {size} -W 5 {INNER_OURS}"
-
-
-def parse_ping(text: str) -> tuple[int, int]:
-    """Packets sent and answered, of all pings in a text."""
-    found = re.findall(r"(\d+) packets transmitted, (\d+) received", text)
-    assert found, f"ping said: {text}"
-    return sum(int(sent) for sent, _ in found), sum(int(received) for _, received in found)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
 
 from dsvpn.config.model import IpsecConfig
 from dsvpn.lab.measure import ping
-from tests.interop.pair import PLAIN, Connection, End, Pair, profile
-from tests.interop.strongswan import INNER_THEIRS, parse_ping, ping_command
+from tests.interop import losses
+from tests.interop.pair import LATE, PLAIN, Connection, End, Pair, profile
+from tests.interop.strongswan import INNER_OURS, INNER_THEIRS
 from tests.interop.underlay import GUEST, GUEST_GATEWAY, OURS
 
 pytestmark = [pytest.mark.root, pytest.mark.netns, pytest.mark.interop, pytest.mark.slow]
@@ -20,22 +22,19 @@ both_directions = pytest.mark.parametrize("initiator", ["ours", "theirs"])
 
 
 @contextmanager
-def traffic(pair: Pair, seconds: float, *, loss: bool = False) -> Iterator[None]:
-    """Pings from both ends while something is done, 50 a second. None may be lost, unless `loss` says so."""
+def traffic(pair: Pair, seconds: float) -> Iterator[None]:
+    """Pings from both ends while something is done, 50 a second. None may be lost."""
     count = int(seconds * 50)
     assert ping(pair.underlay.ours, INNER_THEIRS, 5, interval=0.01).received
-    theirs = pair.theirs.guest.begin(ping_command(count, 56, 0.02))
-    log = pair.run.directory / "traffic.log"
-    log.unlink(missing_ok=True)
-    argv = ["ping", "-n", "-q", "-i", "0.02", "-c", str(count), "-W", "5", str(INNER_THEIRS)]
-    ours = pair.run.spawn(argv, log, namespace=pair.underlay.ours.name)
-    yield
-    pair.wait(theirs.with_suffix(".status").exists, "the guest's pings", seconds * 4 + 30)
-    pair.wait(lambda: ours.poll() is not None, "our pings", seconds * 4 + 30)
-    for name, text in (("ours", log.read_text()), ("theirs", theirs.with_suffix(".output").read_text())):
-        sent, received = parse_ping(text)
-        assert sent == count
-        assert loss or sent == received, f"{sent - received} of {sent} pings from {name} are lost"
+    drops = losses.count(pair)
+    with ThreadPoolExecutor(1) as pool:
+        ours = pool.submit(ping, pair.underlay.ours, INNER_THEIRS, count, wait=LATE)
+        theirs = pair.theirs.guest.begin_ping(INNER_OURS, count, wait=LATE)
+        yield
+        pair.wait(theirs.with_suffix(".status").exists, "the guest's pings", seconds * 4 + 30)
+        series = {"ours": [ours.result()], "theirs": pair.theirs.guest.pings(theirs)}
+    assert all(pings.transmitted == count for of in series.values() for pings in of)
+    pair.check_pings(drops, series)
 
 
 @pytest.mark.feature("Rekeying under traffic, no packet lost", "CHILD_SA, by strongSwan")

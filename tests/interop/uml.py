@@ -10,11 +10,17 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping
+from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
+from dsvpn.lab import echo
+from dsvpn.lab.measure import Pings, parse_pings, ping_command
 from dsvpn.lab.run import Run, wait_until
 
 _SCRIPTS = Path(__file__).parent / "scripts"
+#: Where the guest sees `Guest.boot`.
+_BOOT_DIRECTORY = Path("/boot.d")
 #: Seconds that a guest may take to boot; 2 to 5 are usual.
 _BOOT = 90.0
 
@@ -51,6 +57,7 @@ class Guest:
             if script.name != "stage1.sh":
                 shutil.copy(script, self.boot)
         shutil.copy(_SCRIPTS / f"{self._script}.sh", self.boot / "main.sh")
+        shutil.copy(echo.__file__, self.boot)
         text = "".join(f"{key}={shlex.quote(value)}\n" for key, value in environment.items())
         (self.boot / "environment").write_text(text)
         log = self.boot.parent / "console.log"
@@ -89,6 +96,20 @@ class Guest:
         job.with_suffix(".new").write_text(command + "\n")
         job.with_suffix(".new").rename(self.control / "queue" / job.name)
         return job
+
+    def ping(self, target: IPv4Address, count: int, **options: Any) -> list[Pings]:
+        """Ping from inside the guest, as `dsvpn.lab.measure.ping_command` has it; one series for each size."""
+        job = self.begin_ping(target, count, **options)
+        wait_until(job.with_suffix(".status").exists, 120.0, f"the guest to ping {target}")
+        return self.pings(job)
+
+    def begin_ping(self, target: IPv4Address, count: int, **options: Any) -> Path:
+        """Begin to ping from inside the guest; `pings` gives what came of it."""
+        return self.begin(shlex.join(ping_command(_BOOT_DIRECTORY / "echo.py", target, count, **options)))
+
+    def pings(self, job: Path) -> list[Pings]:
+        """The result of `begin_ping`, when its status is there."""
+        return parse_pings(job.with_suffix(".output").read_text())
 
     def stop(self) -> None:
         """Power it off."""
