@@ -39,9 +39,6 @@ IKE_PORT = 500
 UNWANTED_PEER_GRACE = 60.0
 #: A peer that could not be reached is called again after 0.5, 1, 2, … seconds, but not later than this.
 MAX_CALL_BACKOFF = 30.0
-#: INITIAL_CONTACT ends older IKE SAs of the same peer. Ends that call each other at once both send it: SAs as young as
-#: this are spared (seconds), or each would end the other's.
-INITIAL_CONTACT_SPARES = 5.0
 #: A peer that has called gets traffic once something came from it, or after this long: by then it has our answer even
 #: if that was lost and asked for again three times (seconds). Where an older SA carries traffic, there is no hurry: the
 #: new one waits for a packet, or for the end of the older.
@@ -394,12 +391,13 @@ class Peering:
             self.peers.bind_ike_sa(event.ike_sa, peer)
         if event.initiator:
             peer.attempt = None
-        elif peer.attempt is not None and event.remote_nat and not self._call_wins(peer):
-            # The peer has called through its NAT: nobody answers the call in the other direction.
+        elif peer.attempt is not None and self._is_spare(peer.attempt, peer, event):
             self.ike.delete(peer.attempt, now, "the peer has called")
         self._calls.pop(peer)
         if event.initial_contact:
-            for older in [sa for sa in peer.ike_sas if now - self._established[sa] > INITIAL_CONTACT_SPARES]:
+            # Ends that call each other at once both say so, and neither may end what the other has just made. What we
+            # had before this IKE SA began, the peer would know when it said so (RFC 7296 section 2.4).
+            for older in [sa for sa in peer.ike_sas if self._established[sa] <= event.begun]:
                 self.ike.delete(older, now, "the peer has started anew")
         peer.ike_sas.append(event.ike_sa)
         peer.identity = event.remote_identity
@@ -419,6 +417,15 @@ class Peering:
         self.note("info", "ike_established", f"IKE SA with {peer.identity} at {remote} established ({role})")
         if event.local_nat:
             self._keepalives.start(event.profile, now)
+
+    def _is_spare(self, attempt: int, peer: Peer, event: ike_events.IkeSaEstablished) -> bool:
+        """The peer has called: whether our own call is of no more use."""
+        if self.ike.is_unanswered(attempt):
+            # A box between us may let calls through in one direction alone. The peer cannot be giving up its own call
+            # for ours: it does not do so before our IKE_AUTH, and that has not been sent.
+            return True
+        # Nobody answers a call towards a NAT.
+        return event.remote_nat and not self._call_wins(peer)
 
     def _call_wins(self, peer: Peer) -> bool:
         """Of two calls that cross between ends behind NAT, that of the lower tunnel address stands: both can come

@@ -65,7 +65,7 @@ class Association:
         self.redirected_from: Address | None = None
         #: Set when both ends can move (RFC 4555).
         self.mobike: Mobike | None = None
-        self.last_heard = now
+        self.begun = self.last_heard = now
         #: Since when ESP goes to the peer and nothing comes from there.
         self.unanswered_since = inf
         #: When this end last reacted to a lost SPI (dsvpn/ike/lost_spi.py).
@@ -200,6 +200,7 @@ class Association:
                 self.local_nat,
                 self.remote_nat,
                 initial_contact,
+                self.begun,
                 remote_claimed,
                 self.remote_identity,
                 () if self.proved is None else self.proved.addresses,

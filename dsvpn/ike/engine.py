@@ -259,6 +259,11 @@ class IkeEngine:
         association = self._context.associations.get(ike_sa)
         return association is not None and association.established
 
+    def is_unanswered(self, ike_sa: int) -> bool:
+        """Whether the handle is of an IKE SA that this end initiates, and the peer has given no keys for it yet."""
+        association = self._context.associations.get(ike_sa)
+        return association is not None and association.current is not None and association.current.suite is None
+
     def redirect(self, ike_sa: int, target: Address, now: float) -> bool:
         """Ask the peer of an established IKE SA to go to the gateway at `target` (RFC 5685). It deletes the IKE SA
         when it is there. False when it cannot be asked: it did not call us, or has no redirects."""

@@ -12,7 +12,8 @@ from dsvpn.ike.identity import Identity
 class IkeSaEstablished:
     """An IKE SA is authenticated. `ike_sa` is the engine's handle, unique for the life of the engine.
 
-    `initial_contact`: the peer said that it has no other SA with us (RFC 7296 section 2.4).
+    `initial_contact`: the peer said that it has no other SA with us (RFC 7296 section 2.4). `begun`: when IKE_SA_INIT
+    came or went, seconds.
     """
 
     ike_sa: int
@@ -23,6 +24,7 @@ class IkeSaEstablished:
     local_nat: bool
     remote_nat: bool
     initial_contact: bool
+    begun: float
     #: The address that the peer proposed as its own in its traffic selectors, before NAT substitution (RFC 7296
     #: section 2.23.1). With several peers behind one NAT address it tells which of them this is. None when unknown.
     remote_claimed: Address | None = None
