@@ -358,6 +358,8 @@ class Peering:
                 if peer is not None and inbound_spi in peer.children:
                     peer.children[inbound_spi].ready = True
                     self._seal_with(peer, peer.children[inbound_spi])
+            case ike_events.ChildSaOutboundStopped(ike_sa, inbound_spi):
+                self._on_outbound_stopped(ike_sa, inbound_spi)
             case ike_events.ChildSaDeleted(ike_sa, inbound_spi, _):
                 self._on_child_deleted(ike_sa, inbound_spi, now)
             case ike_events.IkePathChanged():
@@ -483,11 +485,12 @@ class Peering:
                 self.config.ipsec[event.profile].replay_window,
             )
         )
+        stopped = peer.current is not None and not peer.children[peer.current].ready
         called = event.ike_sa not in self._initiated and event.replaces is None
         if called:
             # We have keys before the caller has our answer: what is sealed for it at once may come too early.
             self._confirmations[peer] = now + CONFIRMATION_DELAY
-        if called and was_up:
+        if called and was_up and not stopped:
             peer.pending = child.inbound_spi
         elif child.ready:
             confirmed, peer.confirmed = peer.confirmed, not called
@@ -509,6 +512,23 @@ class Peering:
                 child.outbound_spi, child.suite, child.outbound_keymat, tuple(peer.adjacencies.values()), child.esn
             )
         )
+
+    def _on_outbound_stopped(self, ike_sa: int, inbound_spi: int) -> None:
+        peer = self.peers.by_ike_sa(ike_sa)
+        if peer is None or inbound_spi not in peer.children:
+            return
+        peer.children[inbound_spi].ready = False
+        if peer.pending == inbound_spi:
+            peer.pending = None
+        if peer.current != inbound_spi:
+            return
+        child = peer.best_child()
+        if child is not None:
+            self._seal_with(peer, child)
+            return
+        # It stays up: a successor is most likely a round trip away, and the end of the CHILD_SA is told when it comes.
+        for adjacency in peer.adjacencies.values():
+            self._emit(ClearOutboundSa(adjacency))
 
     def _on_child_deleted(self, ike_sa: int, inbound_spi: int, now: float) -> None:
         self._emit(RemoveInboundSa(inbound_spi))

@@ -12,7 +12,7 @@ from typing import Final
 
 from dsvpn.addresses import Address, Path
 from dsvpn.ike.authentication.proof import Proved
-from dsvpn.ike.child_sa import LINGER, ChildSa, ChildState
+from dsvpn.ike.child_sa import LINGER, SUCCESSOR_WAIT, ChildSa, ChildState
 from dsvpn.ike.context import Context
 from dsvpn.ike.create_child import MAX_TRIES, RETRY
 from dsvpn.ike.delete import DeleteChild
@@ -20,6 +20,7 @@ from dsvpn.ike.events import (
     ChildSaDeleted,
     ChildSaEstablished,
     ChildSaOutboundReady,
+    ChildSaOutboundStopped,
     IkePathChanged,
     IkeSaDeleted,
     IkeSaEstablished,
@@ -315,8 +316,8 @@ class Association:
         current = self.current
         if child.volume.used < child.volume.soft or current is None or current.state is not IkeState.ESTABLISHED:
             return nearer
-        if child.volume.is_over:
-            self.delete_child(child, now)
+        if child.volume.is_over and not child.expired:
+            self._expire_child(child, now)
         elif child.state is ChildState.INSTALLED and child.rekey_at > now and child.volume.claim_rekey():
             current.rekey_child(child, now)
         return True
@@ -357,7 +358,8 @@ class Association:
 
     def make_outbound_ready(self, child: ChildSa) -> None:
         """The peer is known to have this CHILD_SA."""
-        if not child.outbound_ready and not child.redundant and child.state is ChildState.INSTALLED:
+        usable = child.state is ChildState.INSTALLED and not child.redundant and not child.expired
+        if usable and not child.outbound_ready:
             child.outbound_ready = True
             self._seal_with(child)
 
@@ -374,6 +376,18 @@ class Association:
             ready = [c for c in self.children if c is not gone and c.outbound_ready and c.state in carrying]
             if ready:
                 self._seal_with(ready[-1])
+
+    def _stop_sealing(self, child: ChildSa) -> None:
+        """Seal with another CHILD_SA, if there is one, or with none."""
+        if self.sealing is not child:
+            return
+        self._move_sealing(child)
+        for other in reversed(self.children):
+            # The peer has most likely installed what it asked for; a packet that comes too early is lost either way.
+            if self.sealing is None:
+                self.make_outbound_ready(other)
+        if self.sealing is None:
+            self.context.emit(ChildSaOutboundStopped(self.handle, child.inbound_spi))
 
     def _settle_outbound(self, gone: ChildSa) -> None:
         """Something must seal when `gone` is deleted: its successor, or whatever is left."""
@@ -429,7 +443,7 @@ class Association:
                 if child.gone_at <= now:
                     self._forget_child(child)
             elif child.expires_at <= now and child.state is not ChildState.DELETING:
-                self.delete_child(child, now)
+                self._expire_child(child, now)
             elif child.state is ChildState.INSTALLED and child.rekey_at <= now:
                 current.rekey_child(child, now)
         if self.child_wanted_at <= now:
@@ -440,9 +454,22 @@ class Association:
         if current.requests.outstanding is None and self.liveness_at <= now:
             current.check_liveness(now)
 
+    def _expire_child(self, child: ChildSa, now: float) -> None:
+        """The hard lifetime of a CHILD_SA is over: it seals nothing from here on (RFC 4301 section 4.4.2.1), whenever
+        the peer answers. Traffic waits for a successor: the rekey, if none is under way, comes before the delete."""
+        current = self.current
+        assert current is not None
+        if child.expired or child.state is not ChildState.INSTALLED:
+            self.delete_child(child, now)
+            return
+        child.expired, child.outbound_ready = True, False
+        child.expires_at = now + SUCCESSOR_WAIT
+        self._stop_sealing(child)
+        current.rekey_child(child, now)
+
     def delete_child(self, child: ChildSa, now: float) -> None:
-        """Delete a CHILD_SA at both ends."""
+        """Delete a CHILD_SA at both ends. Nothing is sealed with it any more."""
         if child.state in (ChildState.INSTALLED, ChildState.REKEYED) and self.current is not None:
             child.state = ChildState.DELETING
-            self._move_sealing(child)
+            self._stop_sealing(child)
             self.current.add_task(DeleteChild(child), now, urgent=True)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 MAX_CHILDREN = 16
 #: Seconds that the inbound side of a rekeyed SA goes on, for packets that were on their way (RFC 7296 section 2.8).
 LINGER = 5.0
+#: Seconds that an SA whose hard lifetime is over waits for its successor before it is deleted. It seals nothing then.
+SUCCESSOR_WAIT = 10.0
 
 
 class ChildState(Enum):
@@ -47,6 +49,8 @@ class ChildSa:
     state: ChildState = ChildState.INSTALLED
     #: The losing SA of a simultaneous rekey: whoever made it deletes it, and nothing is sealed with it.
     redundant: bool = False
+    #: Its hard lifetime is over: nothing is sealed with it, and it goes when it is rekeyed, or soon without that.
+    expired: bool = False
     #: Our rekey of this SA whose answer is outstanding.
     rekey: CreateChild | None = field(default=None, repr=False)
     #: The end of LINGERING.

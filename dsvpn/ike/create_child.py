@@ -269,6 +269,10 @@ class CreateChild(Task):
                 sa.association.child_deleted(old, now)
                 sa.rekey_child(None, now)
             return
+        if old is not None and old.expired and error.type != NotifyType.TEMPORARY_FAILURE:
+            old.rekey = None
+            sa.association.delete_child(old, now)
+            return
         self._retry_later(sa, now, f"peer refuses a CHILD_SA: {error.name}")
 
     def _retry_later(self, sa: IkeSa, now: float, reason: str = "no CHILD_SA could be made") -> None:

@@ -97,6 +97,15 @@ class ChildSaOutboundReady:
 
 
 @dataclass(frozen=True, slots=True)
+class ChildSaOutboundStopped:
+    """Seal nothing with this CHILD_SA any more: its hard lifetime is over (RFC 4301 section 4.4.2.1) or it is being
+    deleted, and no other of its IKE SA can take its place yet. It opens what comes until ChildSaDeleted."""
+
+    ike_sa: int
+    inbound_spi: int
+
+
+@dataclass(frozen=True, slots=True)
 class ChildSaDeleted:
     """A CHILD_SA is gone. After a rekey the inbound side lingers a few seconds before this comes."""
 
@@ -159,6 +168,7 @@ Event = (
     | IkeAuthenticationRefused
     | ChildSaEstablished
     | ChildSaOutboundReady
+    | ChildSaOutboundStopped
     | ChildSaDeleted
     | IkeSaRekeyed
     | IkeReauthentication

@@ -1,7 +1,7 @@
 """Lifetimes of CHILD_SAs by what they carry: octets, packets and sequence numbers (RFC 4301 section 4.4.2.1).
 
-A limit counts for each direction by itself, as the kernel's XFRM counts it. Where it is reached the CHILD_SA is
-deleted; the rekey comes earlier, by as much as with the lifetime in seconds.
+A limit counts for each direction by itself, as the kernel's XFRM counts it. Where it is reached the CHILD_SA
+seals nothing any more; the rekey comes earlier, by as much as with the lifetime in seconds.
 """
 
 from __future__ import annotations

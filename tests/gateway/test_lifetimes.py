@@ -28,6 +28,41 @@ def test_limits_by_packets_rekey_under_traffic_without_loss() -> None:
         assert network[name].lost == {}
 
 
+def test_traffic_that_outruns_the_rekey_waits_for_the_successor_and_nhrp_sees_nothing_of_it() -> None:
+    """Twice as fast as the limit allows: from a reading of the counters to the next the hard limit is passed. The SA
+    seals no packet more, the next takes over within a round trip, and the peer is not given up."""
+    profile = {"child_lifetime_packets": 1000}
+    network = Network(seed=5, spokes=1, nated=(), options={"profile": profile})
+    network.start()
+    spoke = network["s1"]
+    calls: list[str] = []
+    for site in (spoke, network["hub"]):
+        for call in ("peer_up", "peer_down"):
+            record(site.gateway.tunnels["dsvpn0"].nhrp, call, calls)
+    sent = network.stream("s1", "hub", 20.0, interval=0.001)
+    arrived = network.arrived("s1", "hub")
+    lost = [number for number in sent if number not in arrived]
+    assert set(spoke.lost) == set(network["hub"].lost) == {"no_sa"}
+    assert len(lost) == spoke.lost["no_sa"] + network["hub"].lost["no_sa"]
+    assert len(lost) < len(sent) / 20
+    assert calls == []
+    assert len(spoke.carried_out) > 5
+    # What comes between two readings is the most that an SA goes beyond its limit.
+    assert max(spoke.carried_out.values()) < 1000 + 2.1 / 0.001
+
+
+def test_a_hard_limit_holds_while_the_peer_is_silent() -> None:
+    """The delete is not answered: that does not let the SA seal on."""
+    network = Network(seed=5, spokes=1, nated=(), options={"profile": {"child_lifetime": "30s"}})
+    network.start()
+    spoke, hub = network["s1"], network["hub"]
+    network.underlay.cut(spoke.host.address, hub.host.address)
+    network.simulation.run_until(lambda: not spoke.outbound, 31, "the end of the lifetime")
+    assert spoke.lost.get("no_sa", 0) == 0
+    network.underlay.mend(spoke.host.address, hub.host.address)
+    network.simulation.run_until(lambda: bool(spoke.outbound), 60, "another CHILD_SA")
+
+
 def direct_adjacencies(network: Network, name: str) -> list[int]:
     """The adjacencies of a spoke that do not lead to the hub."""
     adjacencies = network[name].adjacencies.items()

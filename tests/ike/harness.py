@@ -134,6 +134,8 @@ class End:
                 case events.ChildSaOutboundReady():
                     assert event.inbound_spi in self.children
                     self.sealing[event.ike_sa] = event.inbound_spi
+                case events.ChildSaOutboundStopped():
+                    assert self.sealing.pop(event.ike_sa) == event.inbound_spi
                 case events.ChildSaDeleted():
                     owned = self.children.pop(event.inbound_spi)
                     assert owned.event.outbound_spi == event.outbound_spi

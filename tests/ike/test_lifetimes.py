@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from dsvpn.errors import MisuseError
+from dsvpn.errors import MisuseError, PeerError
 from dsvpn.ike import events
 from dsvpn.ike.volume import LAST_SEQUENCE, Carried, Volume
 from dsvpn.wire import ikev2 as wire
-from dsvpn.wire.ikev2 import EsnId, TransformType
-from tests.ike.harness import End, Payloads, Wire, make_profile, make_wire
+from dsvpn.wire.ikev2 import EsnId, NotifyType, TransformType
+from tests.ike.bad_network import BadNetwork
+from tests.ike.harness import End, Payloads, Wire, both_options, make_profile, make_wire
 
 
 def report(net: Wire, end: End, packets_in: int = 0, bytes_in: int = 0, out: tuple[int, int, int] = (0, 0, 0)) -> None:
@@ -68,16 +69,167 @@ def test_the_soft_limit_is_spread() -> None:
     assert 885 < max(reached) <= 900
 
 
-def test_hard_limit_deletes() -> None:
-    """A data plane that is faster than the rekey: the SA goes at once, and nothing seals with it."""
+@pytest.mark.parametrize("name", ["a", "b"])
+@pytest.mark.parametrize("esp", ["aes128gcm16", "aes128gcm16-x25519-ke1_mlkem768"])
+def test_hard_limit_stops_sealing_at_once(name: str, esp: str) -> None:
+    """A data plane that is faster than the rekey: nothing is sealed with the SA any more, and its successor, which is
+    asked for before the SA is deleted, seals as soon as it is there."""
+    net = make_wire(*both_options(child_packets=1000, esp=(esp,)))
+    net.connect()
+    end = net.a if name == "a" else net.b
+    old = end.child
+    end.engine.note_carried(old.inbound_spi, Carried(0, 0, 1000, 0, 1000), net.now)
+    net.collect()
+    assert end.of(events.ChildSaOutboundStopped) == [events.ChildSaOutboundStopped(end.handle, old.inbound_spi)]
+    assert not end.sealing
+    net.settle()
+    assert end.child.replaces == old.inbound_spi
+    net.check_traffic()
+    net.sleep(10)
+    assert old.inbound_spi not in end.children
+    assert len(net.a.children) == len(net.b.children) == 1
+    net.check_agreement()
+
+
+def test_hard_limit_of_a_peer_that_is_silent() -> None:
+    """The peer answers nothing: that nothing is sealed does not wait for it."""
     net = connected(child_packets=1000)
     net.a.engine.note_carried(net.a.child.inbound_spi, Carried(0, 0, 1000, 0, 1000), net.now)
     net.a.drain()
+    assert not net.a.sealing
+    for _ in range(300):
+        net.sleep(0.1, deliver=False)
+        net.a.drain()
+        assert not net.a.sealing
+    assert not net.a.established
+
+
+def test_hard_limit_while_another_exchange_has_the_window() -> None:
+    net = connected(child_packets=1000)
+    old = net.a.child.inbound_spi
+    net.a.engine.check_liveness(net.a.handle, net.now)
+    net.a.engine.note_carried(old, Carried(0, 0, 1000, 0, 1000), net.now)
+    net.collect()
+    assert not net.a.sealing
+    # What still comes in by it makes it seal no more.
+    net.a.engine.note_carried(old, Carried(10, 0, 1000, 0, 1000), net.now)
+    net.a.drain()
+    assert not net.a.sealing
     net.settle()
+    assert net.a.child.replaces == old
+    net.check_traffic()
+
+
+def test_hard_limit_of_both_ends_at_once() -> None:
+    net = connected(child_packets=1000)
+    old = net.a.child.inbound_spi, net.b.child.inbound_spi
+    for end in net.ends:
+        end.engine.note_carried(end.child.inbound_spi, Carried(1000, 0, 1000, 0, 1000), net.now)
+    net.collect()
+    assert not net.a.sealing
+    assert not net.b.sealing
+    net.settle()
+    net.check_traffic()
+    assert (net.a.child.replaces, net.b.child.replaces) == old
+    net.sleep(10)
+    assert len(net.a.children) == 1
+    net.check_agreement()
+
+
+@pytest.mark.parametrize("code", [NotifyType.NO_PROPOSAL_CHOSEN, NotifyType.TEMPORARY_FAILURE])
+def test_hard_limit_when_the_peer_refuses_a_successor(monkeypatch: pytest.MonkeyPatch, code: NotifyType) -> None:
+    """The SA is deleted: at once, or when it has waited long enough. The IKE SA goes on."""
+
+    def refuse(*_: Any) -> list[wire.Payload]:
+        raise PeerError("the test says so", code)
+
+    net = connected(child_packets=1000)
+    old = net.a.child.inbound_spi
+    monkeypatch.setattr("dsvpn.ike.ike_sa.respond_create_child", refuse)
+    net.a.engine.note_carried(old, Carried(0, 0, 1000, 0, 1000), net.now)
+    net.settle()
+    assert not net.a.sealing
+    assert (old in net.a.children) == (code == NotifyType.TEMPORARY_FAILURE)
+    net.sleep(11)
     assert not net.a.children
     assert not net.b.children
-    assert net.a.established
     net.check_agreement()
+    monkeypatch.undo()
+    net.a.engine.create_child(net.a.handle, net.now)
+    net.settle()
+    assert net.a.sealing
+    net.check_traffic()
+
+
+def test_hard_limit_by_time_when_no_rekey_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peer has no SPI left and refuses each rekey: the SA seals until the end and no longer."""
+    net = make_wire(make_profile("a", child_lifetime=60.0), make_profile("b", child_lifetime=600.0))
+    net.connect()
+    old = net.a.child.inbound_spi
+    monkeypatch.setattr(net.b.engine._context, "allocate_spi", lambda: None)
+    net.sleep(59.9)
+    assert net.a.sealing[net.a.handle] == old
+    net.sleep(0.2, deliver=False)
+    net.a.drain()
+    assert net.a.established
+    assert not net.a.sealing
+
+
+def test_hard_limit_moves_to_a_successor_that_was_waiting() -> None:
+    """The peer has rekeyed, and nothing came by the new SA yet: at the end of the old one it is used nevertheless."""
+    net = connected(child_packets=1000)
+    old = net.b.child.inbound_spi
+    net.a.engine.rekey_child(net.a.handle, net.a.child.inbound_spi, net.now)
+    net.collect()
+    net.deliver("a")
+    net.collect()
+    assert net.b.sealing[net.b.handle] == old
+    net.b.engine.note_carried(old, Carried(0, 0, 1000, 0, 1000), net.now)
+    net.b.drain()
+    assert net.b.child.inbound_spi != old
+    assert not net.b.of(events.ChildSaOutboundStopped)
+    net.settle()
+    net.check_traffic()
+    net.sleep(10)
+    net.check_agreement()
+
+
+@pytest.mark.parametrize("batch", range(4))
+@pytest.mark.parametrize("loss", [0.0, 0.3])
+def test_hard_limits_under_loss(loss: float, batch: int) -> None:
+    """Data that is faster than the rekey, at both ends: they agree, and what is over never seals again."""
+    for seed in range(batch * 10, batch * 10 + 10):
+        try:
+            net = overrun(seed, loss)
+            net.check_agreement()
+            assert net.a.children or not net.a.established
+        except Exception as error:
+            raise AssertionError(f"loss {loss}, seed {seed}: {error!r}") from error
+
+
+def overrun(seed: int, loss: float) -> Wire:
+    chance = Random(seed)
+    net = make_wire(*both_options(child_packets=1000), seed=seed)
+    net.connect()
+    bad = BadNetwork(net, chance, loss)
+    for _ in range(6):
+        for end in net.ends:
+            for spi in sorted(end.sealing.values()):
+                if chance.random() < 0.6:
+                    count = chance.choice((500, 950, 1001))
+                    end.engine.note_carried(spi, Carried(count, 0, count, 0, count), net.now)
+                    end.drain()
+                    assert count < 1000 or spi not in end.sealing.values()
+            if end.established and not end.children:
+                end.engine.create_child(end.handle, net.now)
+        bad.run(chance.choice((0.0, 0.1, 1.0, 5.0)))
+    bad.finish(100.0)
+    for end in net.ends:
+        # As the gateway that called does.
+        if end.established and not end.children:
+            net.a.engine.create_child(net.a.handle, net.now)
+            bad.finish(100.0)
+    return net
 
 
 def test_hard_limit_while_the_rekey_has_no_answer() -> None:
