@@ -93,15 +93,16 @@ def test_a_child_sa_that_is_deleted_comes_again() -> None:
 
 @pytest.mark.parametrize("nated", [(), (1,), (1, 2)])
 @pytest.mark.parametrize("conditions", [Conditions(), Conditions(jitter=0.02, duplicate=0.1, reorder=0.1)])
+@pytest.mark.parametrize("mobike", [True, False])
 def test_reauthentication_loses_no_packet_and_nhrp_sees_nothing_of_it(
-    nated: tuple[int, ...], conditions: Conditions
+    nated: tuple[int, ...], conditions: Conditions, mobike: bool
 ) -> None:
     """Spoke and hub, under traffic in both directions: both move to the new SA, then the old one goes."""
     network = Network(
         seed=7,
         nated=nated,
         conditions=conditions,
-        options={"profile": {"reauthentication": "60s"}},
+        options={"profile": {"reauthentication": "60s", "mobike": mobike}},
         overrides={f"s{index}": {"nhrp": {"shortcut": False}} for index in (1, 2)},
     )
     network.start()
