@@ -84,6 +84,23 @@ class SetMulticast:
     adjacencies: tuple[int, ...]
 
 
+#: Which inner sources an adjacency's packets may have.
+SourceCheck = Literal["any", "open", "own"]
+
+
+@dataclass(frozen=True, slots=True)
+class SetSources:
+    """Which inner sources the packets of an adjacency may have; at first any.
+
+    "own": what is routed to it, and `prefixes`. "open": besides, what is routed to an adjacency that is open, or that
+    may send from anywhere and so stands in for others, or to none at the moment.
+    """
+
+    adjacency: int
+    check: SourceCheck
+    prefixes: tuple[Prefix, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class AddInboundSa:
     """Accept ESP with this SPI (one that the data plane allocated) from these adjacencies.
@@ -177,6 +194,7 @@ Command = (
     | SetRoute
     | RemoveRoute
     | SetMulticast
+    | SetSources
     | AddInboundSa
     | RemoveInboundSa
     | SetOutboundSa

@@ -199,6 +199,8 @@ class TunnelConfig(_Section):
     routes: tuple[RouteSection, ...] = ()
     authorize: Authorize = {}
     """By identity ("*.example.net" for several): the tunnel addresses and prefixes that a peer may claim by NHRP."""
+    source_check: Literal["strict", "off"] = "strict"
+    """"strict": drop packets of a peer from addresses that are not its own. Without IPsec nothing is checked."""
     guard: bool = True
     """Keep unreachable routes below the tunnel's, so that packets do not leave in clear after a crash."""
     nhrp: NhrpSection = NhrpSection()
@@ -212,6 +214,11 @@ class TunnelConfig(_Section):
     def protected(self) -> bool:
         """Whether IPsec protects the tunnel."""
         return self.ipsec != "none"
+
+    @property
+    def checks_sources(self) -> bool:
+        """Whether inner sources are checked: only what comes out of an SA is known to be of somebody."""
+        return self.protected and self.source_check == "strict"
 
     @property
     def source_address(self) -> Address | None:

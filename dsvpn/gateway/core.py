@@ -154,6 +154,12 @@ class Gateway:
         self.tunnels[tunnel].nhrp.handle_redirect(head, adjacency, now)
         self._settle(now)
 
+    def handle_source(self, tunnel: str, adjacency: int, source: Address, passed: bool, now: float) -> None:
+        """A packet came from `adjacency` whose inner source is not routed there. `passed`: it may be
+        the peer's all the same, and was let pass; else it was dropped."""
+        self.peering.sources.handle(tunnel, adjacency, source, passed, now)
+        self._settle(now)
+
     def handle_moved(self, adjacency: int, path: Path, now: float) -> None:
         """Authenticated ESP of a peer came by another path than the adjacency has."""
         found = self.peers.by_adjacency(adjacency)
@@ -392,14 +398,14 @@ class Gateway:
                     self.peering.release(mapping.peer, tunnel, protocol, now)
             case nhrp_events.ShortcutAdded(prefix, next_hop):
                 self._event("info", "shortcut_added", f"{tunnel.name}: {prefix} has a direct path by {next_hop}")
+                self.peering.sources.overtaken(tunnel, prefix, now)
                 tunnel.add_shortcut(prefix, next_hop)
             case nhrp_events.ShortcutRemoved(prefix, reason):
                 self._event("info", "shortcut_removed", f"{tunnel.name}: no direct path to {prefix}: {reason}")
                 tunnel.remove_shortcut(prefix)
             case nhrp_events.ClaimDenied(identity, action, protocol, reason):
-                self._event(
-                    "warning", "claim_denied", f"{tunnel.name}: {identity} may not {action} for {protocol}: {reason}"
-                )
+                what = f"{action} from" if action == "send" else f"{action} for"
+                self._event("warning", "claim_denied", f"{tunnel.name}: {identity} may not {what} {protocol}: {reason}")
             case nhrp_events.NhsUp(protocol, nat_address):
                 seen = f", which sees us as {nat_address}" if nat_address is not None else ""
                 self._event("info", "nhs_up", f"{tunnel.name}: registered with NHS {protocol}{seen}")

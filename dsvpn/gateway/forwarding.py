@@ -15,6 +15,7 @@ from typing import NamedTuple
 from dsvpn.addresses import Address, Prefix
 from dsvpn.commands import Command, RemoveNextHop, RemoveRoute, SetNextHop, SetRoute
 from dsvpn.gateway.ids import IdPool
+from dsvpn.nhrp.shortcut import network
 
 
 class RouteSource(IntEnum):
@@ -108,6 +109,15 @@ class Forwarding:
     def find(self, next_hop: int) -> NextHop | None:
         """The next hop with this id."""
         return self._by_id.get(next_hop)
+
+    def covering(self, address: Address) -> tuple[Prefix, NextHop] | None:
+        """The longest installed route for an address."""
+        for length in range(address.max_prefixlen, -1, -1):
+            prefix = network(address, length)
+            entry = self._entries.get(prefix)
+            if entry is not None and entry.installed is not None:
+                return prefix, entry.installed
+        return None
 
     def routes(self) -> Iterator[tuple[Prefix, RouteSource, NextHop]]:
         """The installed routes."""

@@ -28,6 +28,7 @@ from dsvpn.gateway.nat import PUNCH_PORT
 from dsvpn.gateway.peers import Child, Peer, PeerTable
 from dsvpn.gateway.redirects import Redirects
 from dsvpn.gateway.roaming import Roaming
+from dsvpn.gateway.sources import Sources
 from dsvpn.gateway.tunnel import Tunnel
 from dsvpn.ike import events as ike_events
 from dsvpn.ike.engine import IkeEngine
@@ -74,6 +75,7 @@ class Peering:
         self.redirects = Redirects(self)
         self.refused: deque[tuple[float, ike_events.IkeAuthenticationRefused]] = deque(maxlen=MAX_REFUSED)
         self.closing = False
+        self.sources = Sources(tunnels, self.peers, emit)
         self._emit = emit
         self.note = report
         self._adopt = adopt
@@ -104,12 +106,14 @@ class Peering:
             if first is not None:
                 yield first
         yield from self._keepalives.timers()
-        if (due := self.roaming.get_timer()) is not None:
-            yield due
+        for due in (self.roaming.get_timer(), self.sources.get_timer()):
+            if due is not None:
+                yield due
 
     def handle_timer(self, now: float) -> None:
         """Call, confirm and let go of whom it is time for."""
         self.roaming.handle_timer(now)
+        self.sources.handle_timer(now)
         for peer in self._calls.due(now):
             # What is done for one peer may have settled another's.
             if self._calls.pop(peer) is not None:
@@ -156,6 +160,7 @@ class Peering:
     def needed(self, peer: Peer, tunnel: Tunnel, event: nhrp_events.MappingAdded) -> None:
         """A mapping wants this peer."""
         peer.needs[(tunnel.name, event.protocol)] = event.kind
+        self.sources.refresh(peer)
         self._farewells.pop(peer)
 
     # -- peers -----------------------------------------------------------------------------------------------
@@ -261,6 +266,8 @@ class Peering:
         peer.needs.pop((tunnel.name, protocol), None)
         if not peer.needs:
             self._remove_peer(peer, "no mapping wants it", now)
+        else:
+            self.sources.refresh(peer)
 
     def _remove_peer(self, peer: Peer, reason: str, now: float) -> None:
         self._calls.pop(peer)
@@ -279,6 +286,7 @@ class Peering:
         for adjacency in peer.adjacencies.values():
             if peer.placed:
                 self._emit(RemoveAdjacency(adjacency))
+            self.sources.forget(adjacency)
             self._adjacency_ids.give(adjacency)
 
     def _tunnels_of(self, peer: Peer) -> list[Tunnel]:
@@ -294,6 +302,7 @@ class Peering:
             tunnel = self.tunnels[name]
             claim = tunnel.authorizer.claim(peer.proved, peer.certified)
             tunnel.nhrp.peer_up(peer.nbma, adjacency, now, claim)
+        self.sources.start_anew(peer)
 
     def confirm(self, peer: Peer) -> None:
         """The peer takes what is sent to it, also on the CHILD_SA that it made last."""
@@ -598,3 +607,4 @@ class Peering:
             if tunnel.config.mtu is not None:
                 mtu = min(mtu, tunnel.config.mtu)
             self._emit(SetAdjacency(adjacency, name, peer.encapsulation, path, mtu))
+        self.sources.refresh(peer)

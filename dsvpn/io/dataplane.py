@@ -33,6 +33,7 @@ from dsvpn.commands import (
     SetNextHop,
     SetOutboundSa,
     SetRoute,
+    SetSources,
 )
 from dsvpn.errors import HostError
 from dsvpn.gateway.usage import BusySa
@@ -75,6 +76,9 @@ class Receiver(Protocol):
 
     def handle_moved(self, adjacency: int, path: Path, now: float) -> None:
         """A peer sends from another address."""
+
+    def handle_source(self, tunnel: str, adjacency: int, source: Address, passed: bool, now: float) -> None:
+        """A packet came whose inner source is not routed to its peer."""
 
     def handle_unknown_spi(self, spi: int, path: Path, now: float) -> None:
         """ESP came with an SPI that no inbound SA has."""
@@ -176,6 +180,8 @@ class Commander:
                     self._key_log.esp_sa(self._remote(adjacencies), "inbound", spi, suite, keymat)
             case RemoveInboundSa(spi):
                 plane.remove_inbound_sa(spi)
+            case SetSources(adjacency, check, prefixes):
+                plane.set_sources(adjacency, check, [str(prefix) for prefix in prefixes])
             case SetOutboundSa(spi, suite, keymat, adjacencies, esn):
                 plane.set_outbound_sa(spi, suite, keymat, list(adjacencies), esn)
                 if self._key_log is not None:
@@ -251,6 +257,8 @@ class Commander:
                 receiver.handle_miss(tunnel, punt.next_hop, ip_address(punt.data), now)
             case "redirect":
                 receiver.handle_redirect(tunnel, punt.adjacency, punt.data, now)
+            case "source":
+                receiver.handle_source(tunnel, punt.adjacency, ip_address(punt.data), punt.next_hop >= 0, now)
 
     # -- observation ---------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -127,7 +128,8 @@ class GatewayProcess:
     def _dsvpn(*arguments: str) -> list[str]:
         # The very package that runs here, wherever the working directory is: installed, or a checkout under test.
         package = Path(dsvpn.__file__).parent.parent
-        return ["env", f"PYTHONPATH={package}", sys.executable, "-P", "-m", "dsvpn", *arguments]
+        paths = os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH"))))
+        return ["env", f"PYTHONPATH={paths}", sys.executable, "-P", "-m", "dsvpn", *arguments]
 
     def show(self, section: str) -> Any:
         """A section of its status as values. HostError when the gateway does not answer."""

@@ -130,6 +130,14 @@ class Authorization:
         holder = self.holder(protocol, now)
         return holder is None or (claim is not None and holder == claim.identity)
 
+    def routed_to(self, peer: int, protocol: Address) -> Prefix | None:
+        """The kernel's route for a protocol address, shortcuts left out, if its next hop is one of the peer's."""
+        route = self._context.route_lookup(protocol)
+        if route is None or not route.tunnel or route.next_hop is None:
+            return None
+        mapping = self._context.cache.get(route.next_hop)
+        return route.prefix if mapping is not None and self._is_of(mapping, peer) else None
+
     def answerable(self, peer: int, destination: Address, length: int, onward: int | None) -> Prefix | None:
         """The part of `destination`/`length` that a peer may answer for; None when it is not even the destination.
 

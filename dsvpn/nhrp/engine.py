@@ -148,6 +148,31 @@ class NhrpEngine:
         if context.shortcuts.covering(target) is None:
             self._resolutions.resolve(target, now)
 
+    def verify_source(self, source: Address, now: float) -> None:
+        """Data came by a direct path from a source that only the hub is known for: find out whose it is, so that the
+        answers go there and nobody else can go on sending from it."""
+        context = self._context
+        route = context.route_lookup(source)
+        if route is None or not route.tunnel or route.local:
+            return
+        if route.next_hop is not None and not context.config.shortcut:
+            return
+        if context.cache.get(source) is None and context.shortcuts.covering(source) is None:
+            self._resolutions.resolve(source, now)
+
+    def deny_source(self, peer: int, source: Address, reason: str, now: float) -> None:
+        """Data from a source that is not the peer's was dropped."""
+        self._context.deny(peer, "send", source, reason, now)
+
+    def kernel_next_hop(self, protocol: Address) -> Address | None:
+        """The gateway that the kernel's route for an address leads to, shortcuts left out; None when on-link."""
+        route = self._context.route_lookup(protocol)
+        return route.next_hop if route is not None and route.tunnel else None
+
+    def routed_to(self, peer: int, protocol: Address) -> Prefix | None:
+        """The kernel's route for an address if its next hop is one of the peer's."""
+        return self._context.authorization.routed_to(peer, protocol)
+
     def handle_redirect(self, head: bytes, peer: int, now: float) -> None:
         """As hub: the packet that starts with `head` came from `peer` and leaves to another peer. Tell `peer`."""
         self._redirects.send(head, peer, now)

@@ -71,8 +71,8 @@ class NhsDown:
     restart_peer: bool
 
 
-#: What a peer tried in the name of an address that is not its own.
-DeniedAction = Literal["register", "resolve", "answer", "purge"]
+#: What a peer tried in the name of an address that is not its own; "send" is data from there.
+DeniedAction = Literal["register", "resolve", "answer", "purge", "send"]
 
 
 @dataclass(frozen=True, slots=True)

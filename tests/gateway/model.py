@@ -32,6 +32,7 @@ from dsvpn.commands import (
     SetNextHop,
     SetOutboundSa,
     SetRoute,
+    SetSources,
 )
 from dsvpn.config.load import parse_config
 from dsvpn.gateway import Gateway
@@ -105,6 +106,7 @@ class Site:
     routes: dict[tuple[str, Prefix], int] = field(default_factory=dict)
     inbound: dict[int, AddInboundSa] = field(default_factory=dict)
     outbound: dict[int, SetOutboundSa] = field(default_factory=dict)
+    sources: dict[int, SetSources] = field(default_factory=dict)
     kernel_shortcuts: dict[tuple[str, Prefix], Address | None] = field(default_factory=dict)
     multicast: dict[str, tuple[int, ...]] = field(default_factory=dict)
     counters: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -136,6 +138,7 @@ class Site:
             table.clear()
         self.kernel_shortcuts.clear()
         self.multicast.clear()
+        self.sources.clear()
         self.carried_in.clear()
         self.carried_out.clear()
         self.spis.clear()
@@ -329,9 +332,25 @@ class Site:
             self.gateway.receive_nhrp(adjacency.tunnel, number, datagram.source.address, inner.content, now)
             self._flush()
             return
+        if not self._admits(adjacency.tunnel, number, inner.content.source):
+            return self._lose("wrong_source")
         received, sent = self.counters.get(number, (0, 0))
         self.counters[number] = (received + 1, sent)
         self._route(replace(inner.content, trace=(*inner.content.trace, self.name)))
+
+    def _admits(self, tunnel: str, number: int, source: Address) -> bool:
+        sources = self.sources.get(number)
+        if sources is None or sources.check == "any":
+            return True
+        back = self._next_hop(tunnel, source)
+        if (back is not None and back.adjacency == number) or any(source in prefix for prefix in sources.prefixes):
+            return True
+        other = None if back is None or back.adjacency is None else self.sources.get(back.adjacency)
+        passed = sources.check == "open" and back is not None and (other is None or other.check != "own")
+        if self._limited(("source", number, source if passed else None)):
+            life = self._life
+            self._later(life, lambda now: self.gateway.handle_source(tunnel, number, source, passed, now))
+        return passed
 
     def _limited(self, what: object) -> bool:
         now = self.simulation.now
@@ -427,6 +446,10 @@ class Site:
                 del self.adjacencies[adjacency]
                 self.outbound.pop(adjacency, None)
                 self.counters.pop(adjacency, None)
+                self.sources.pop(adjacency, None)
+            case SetSources():
+                assert command.adjacency in self.adjacencies
+                self.sources[command.adjacency] = command
             case SetNextHop():
                 assert command.adjacency is None or command.adjacency in self.adjacencies
                 self.next_hops[command.next_hop] = command

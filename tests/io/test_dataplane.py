@@ -28,6 +28,7 @@ from dsvpn.commands import (
     SetNextHop,
     SetOutboundSa,
     SetRoute,
+    SetSources,
 )
 from dsvpn.gateway.usage import BusySa
 from dsvpn.ike.volume import Carried
@@ -76,6 +77,9 @@ class Received:
         raise AssertionError("nothing is forwarded here")
 
     def handle_moved(self, adjacency: int, path: Path, now: float) -> None:
+        raise AssertionError("nothing is sealed here")
+
+    def handle_source(self, tunnel: str, adjacency: int, source: Address, passed: bool, now: float) -> None:
         raise AssertionError("nothing is sealed here")
 
     def handle_unknown_spi(self, spi: int, path: Path, now: float) -> None:
@@ -177,6 +181,8 @@ def test_every_command_is_carried_out(rig: Rig, tmp_path: FilePath) -> None:
             SetNextHop(8, None, False),
             SetRoute("dsvpn1", prefix, 7),
             SetMulticast("dsvpn1", (4,)),
+            SetSources(4, "open", (prefix, ip_network("fd00::/64"))),
+            SetSources(4, "any", ()),
             AddInboundSa(spi, "aes128gcm16", keymat, (4,), False, 1024),
             SetOutboundSa(0x1234, "aes128gcm16", keymat, (4,), False),
             InstallKernelRoute("dsvpn1", prefix, ip_address("10.0.0.12")),

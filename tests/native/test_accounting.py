@@ -60,6 +60,7 @@ RECEIVED = (
     "drop_punt_overflow",
     "drop_no_adjacency",
     "drop_malformed_inner",
+    "drop_wrong_source",
 )
 
 

@@ -70,9 +70,11 @@ counters! {
     PuntRedirect = "punt_redirect",
     /// Moves queued.
     PuntMoved = "punt_moved",
+    /// Inner sources reported that are not the peer's for certain.
+    PuntSource = "punt_source",
     /// ESP with unknown SPIs reported.
     PuntUnknownSpi = "punt_unknown_spi",
-    /// Misses, redirects, moves and unknown SPIs for which the queue had no room; the packets themselves went on.
+    /// Misses, redirects, moves, sources and unknown SPIs for which the queue had no room; the packets themselves went on.
     PuntLost = "punt_lost",
     /// The tunnel is unknown.
     DropNoTunnel = "drop_no_tunnel",
@@ -111,6 +113,8 @@ counters! {
     DropMalformedGre = "drop_malformed_gre",
     /// GRE with a key that none of the SA's tunnels has, or that no tunnel has.
     DropWrongKey = "drop_wrong_key",
+    /// A packet whose inner source is not the peer's that sent it.
+    DropWrongSource = "drop_wrong_source",
     /// Plain GRE data of somebody who is not an adjacency.
     DropUnknownPeer = "drop_unknown_peer",
     /// Plain GRE for a tunnel that is protected.

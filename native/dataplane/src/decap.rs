@@ -9,7 +9,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 
 use dsvpn_wire::esp;
 use dsvpn_wire::gre::{self, GreHeader};
-use dsvpn_wire::ip::{IpPacket, protocol};
+use dsvpn_wire::ip::{IpPacket, protocol, read_u128};
 use dsvpn_wire::virtio::VirtioNetHeader;
 use dsvpn_wire::{read_u32, tcp};
 
@@ -25,6 +25,7 @@ use crate::prefetch::{NoPrefetch, Prefetch};
 use crate::punt::{Punt, PuntKind};
 use crate::replay::ReplayWindow;
 use crate::sa::{InboundRun, InboundSa};
+use crate::sources::{Checked, Origin};
 use crate::tables::{Adjacency, Tables};
 use crate::vector::{Datagram, DatagramKind, Encapsulation, TunBatch};
 use lookahead::Lookahead;
@@ -35,6 +36,9 @@ const MOVED_PER_SECOND: u32 = 1000;
 /// Unknown SPIs: once per second and sender, and few in all, for anybody can send them.
 const UNKNOWN_SPI_INTERVAL_NS: u64 = 1_000_000_000;
 const UNKNOWN_SPIS_PER_SECOND: u32 = 100;
+/// Wrong sources: once per second and adjacency. Doubtful ones: once per second and source.
+const SOURCE_INTERVAL_NS: u64 = 1_000_000_000;
+const SOURCES_PER_SECOND: u32 = 100;
 /// Shortest ESP packet: header, IV, a trailer with its padding, ICV.
 const MIN_ESP: usize = esp::HEADER_AND_IV + 4 + ICV_LENGTH;
 const KEEPALIVE: u8 = 0xff;
@@ -67,6 +71,7 @@ pub struct Decap<P = NoPrefetch> {
     coalescer: Coalescer,
     moved: RateLimiter,
     unknown_spi: RateLimiter,
+    sources: RateLimiter,
     prefetch: PhantomData<P>,
 }
 
@@ -119,6 +124,7 @@ struct Vector<'t, 'a> {
     arena: &'a mut [u8],
     sa: Option<SaRun<'t>>,
     run: AdjacencyRun<'t>,
+    checked: Checked,
 }
 
 impl<P: Prefetch> Decap<P> {
@@ -131,6 +137,7 @@ impl<P: Prefetch> Decap<P> {
             coalescer: Coalescer::new(),
             moved: RateLimiter::new(MOVED_INTERVAL_NS, MOVED_PER_SECOND),
             unknown_spi: RateLimiter::new(UNKNOWN_SPI_INTERVAL_NS, UNKNOWN_SPIS_PER_SECOND),
+            sources: RateLimiter::new(SOURCE_INTERVAL_NS, SOURCES_PER_SECOND),
             prefetch: PhantomData,
         }
     }
@@ -145,7 +152,7 @@ impl<P: Prefetch> Decap<P> {
     /// `now_ns` is monotonic time.
     pub fn run(&mut self, tables: &Tables, arena: &mut [u8], datagrams: &[Datagram], out: &mut TunBatch, now_ns: u64) {
         let run = AdjacencyRun { adjacency: None, packets: 0, octets: 0, now_ns };
-        let mut vector = Vector { tables, arena, sa: None, run };
+        let mut vector = Vector { tables, arena, sa: None, run, checked: Checked::default() };
         let mut lookahead = Lookahead::<P>::new(tables, datagrams.len());
         for (index, datagram) in datagrams.iter().enumerate() {
             if let Some(lookahead) = &mut lookahead {
@@ -348,6 +355,27 @@ impl<P: Prefetch> Decap<P> {
         }
     }
 
+    /// A packet came whose source is not routed to its peer; with a `next_hop` it is doubtful alone.
+    #[cold]
+    fn report_source(&mut self, now_ns: u64, adjacency: &Adjacency, v4: bool, source: u128, next_hop: Option<u32>) {
+        let mut hash = WordHasher::default();
+        hash.write_u32(adjacency.id);
+        if next_hop.is_some() {
+            hash.write_u128(source);
+        }
+        if self.sources.pass(hash.finish(), now_ns) {
+            let data = if v4 { (source as u32).to_be_bytes().to_vec() } else { source.to_be_bytes().to_vec() };
+            let punt = Punt {
+                adjacency: Some(adjacency.id),
+                next_hop,
+                data,
+                ..Punt::of_tunnel(PuntKind::Source, adjacency.tunnel())
+            };
+            let queued = self.shared.punts.push(punt);
+            self.tally.add(if queued { Counter::PuntSource } else { Counter::PuntLost }, 1);
+        }
+    }
+
     /// GRE that no ESP protects.
     fn plain_gre(
         &mut self,
@@ -397,6 +425,20 @@ impl<P: Prefetch> Decap<P> {
         let packet = IpPacket::parse(octets).map_err(|_| Counter::DropMalformedInner)?;
         if packet.version != version {
             return Err(Counter::DropMalformedInner);
+        }
+        if adjacency.checks_sources() {
+            let v4 = packet.version == 4;
+            let source = if v4 { u128::from(read_u32(octets, 12)) } else { read_u128(octets, 8) };
+            match vector.checked.origin(vector.tables, adjacency, v4, source) {
+                Origin::Own => {}
+                Origin::Doubtful(next_hop) => {
+                    self.report_source(vector.run.now_ns, adjacency, v4, source, Some(next_hop));
+                }
+                Origin::Foreign => {
+                    self.report_source(vector.run.now_ns, adjacency, v4, source, None);
+                    return Err(Counter::DropWrongSource);
+                }
+            }
         }
         if adjacency.mss_clamp()
             && is_syn(&packet, octets)

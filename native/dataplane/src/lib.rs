@@ -24,6 +24,7 @@ mod replay;
 mod sa;
 mod segment;
 mod sequence;
+mod sources;
 mod spi;
 pub mod stages;
 mod tables;
@@ -44,6 +45,7 @@ pub use prefix::Prefix;
 pub use punt::{Punt, PuntKind, PuntQueue};
 pub use replay::{MAX_REPLAY_WINDOW, ReplayWindow};
 pub use sa::{AdjacencyCounts, InboundSa, InboundSaCounts, OutboundSa, OutboundSaCounts};
+pub use sources::Sources;
 pub use spi::SLOT_BITS;
 pub use tables::{Adjacency, AdjacencyConfig, Tables, TablesReader, Tunnel, TunnelConfig};
 pub use vector::{

@@ -32,6 +32,16 @@ impl Prefix {
         self.address
     }
 
+    /// Whether an address lies in it.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let differing = match (self.address, address) {
+            (IpAddr::V4(own), IpAddr::V4(other)) => (own.to_bits() ^ other.to_bits()).leading_zeros(),
+            (IpAddr::V6(own), IpAddr::V6(other)) => (own.to_bits() ^ other.to_bits()).leading_zeros(),
+            _ => return false,
+        };
+        differing >= u32::from(self.length)
+    }
+
     /// Its first `length` bits, which are no more than it has.
     pub(crate) fn shortened(&self, length: u8) -> Self {
         let address = match self.address {

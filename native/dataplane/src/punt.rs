@@ -23,11 +23,14 @@ pub enum PuntKind {
     Gone,
     /// ESP came with an SPI that no inbound SA has; `data` is the SPI.
     UnknownSpi,
+    /// A packet came whose inner source, packed in `data`, is not routed to its adjacency. It was dropped, unless
+    /// `next_hop` names the one that leads elsewhere for the moment, perhaps.
+    Source,
 }
 
 impl PuntKind {
     /// Every kind.
-    pub const ALL: [PuntKind; 7] = [
+    pub const ALL: [PuntKind; 8] = [
         PuntKind::Ike,
         PuntKind::Nhrp,
         PuntKind::Miss,
@@ -35,6 +38,7 @@ impl PuntKind {
         PuntKind::Moved,
         PuntKind::Gone,
         PuntKind::UnknownSpi,
+        PuntKind::Source,
     ];
 
     /// Its name for the control plane.
@@ -47,6 +51,7 @@ impl PuntKind {
             PuntKind::Moved => "moved",
             PuntKind::Gone => "gone",
             PuntKind::UnknownSpi => "unknown_spi",
+            PuntKind::Source => "source",
         }
     }
 
@@ -55,7 +60,7 @@ impl PuntKind {
         match self {
             PuntKind::Ike | PuntKind::Nhrp => 2048,
             PuntKind::Miss | PuntKind::Redirect | PuntKind::Moved | PuntKind::Gone => 1024,
-            PuntKind::UnknownSpi => 64,
+            PuntKind::UnknownSpi | PuntKind::Source => 64,
         }
     }
 }
@@ -69,7 +74,7 @@ pub struct Punt {
     pub tunnel: Option<u32>,
     /// Adjacency that the packet came from, when known.
     pub adjacency: Option<u32>,
-    /// The next hop that a miss used.
+    /// The next hop that a miss used, or that stands in for the peer of a source.
     pub next_hop: Option<u32>,
     /// Our underlay address.
     pub local: Option<IpAddr>,

@@ -13,6 +13,7 @@ use crate::fib::Fib;
 use crate::prefetch::{Prefetch, ask};
 use crate::prefix::Prefix;
 use crate::sa::{AdjacencyCounters, InboundSa, OutboundSa};
+use crate::sources::Sources;
 use crate::spi;
 use crate::vector::{Encapsulation, Endpoint};
 
@@ -98,6 +99,8 @@ const _: () = assert!(size_of::<Option<Adjacency>>() == 64, "one cache line");
 const HAS_KEY: u8 = 1;
 const MSS_CLAMP: u8 = 1 << 1;
 const COPY_DSCP: u8 = 1 << 2;
+const CHECKS_SOURCES: u8 = 1 << 3;
+const OPEN: u8 = 1 << 4;
 
 fn mapped(address: IpAddr) -> Ipv6Addr {
     match address {
@@ -136,6 +139,33 @@ impl Adjacency {
     /// The same with another SA.
     pub(crate) fn with_outbound(&self, outbound: Option<Arc<OutboundSa>>) -> Self {
         Self { outbound, ..self.clone() }
+    }
+
+    /// The same with other sources.
+    pub(crate) fn with_sources(&self, sources: &Sources) -> Self {
+        let flags = match sources {
+            Sources::Any => 0,
+            Sources::Open(_) => CHECKS_SOURCES | OPEN,
+            Sources::Own(_) => CHECKS_SOURCES,
+        };
+        Self { flags: self.flags & !(CHECKS_SOURCES | OPEN) | flags, ..self.clone() }
+    }
+
+    /// The same with the sources of another.
+    pub(crate) fn with_sources_of(self, other: &Self) -> Self {
+        Self { flags: self.flags | other.flags & (CHECKS_SOURCES | OPEN), ..self }
+    }
+
+    /// Look at the inner sources of what comes from it.
+    #[inline]
+    pub(crate) fn checks_sources(&self) -> bool {
+        self.flags & CHECKS_SOURCES != 0
+    }
+
+    /// It may send what a hub stands in for, or has stood in for.
+    #[inline]
+    pub(crate) fn is_open(&self) -> bool {
+        self.flags & OPEN != 0
     }
 
     /// Its tunnel.
@@ -251,6 +281,8 @@ pub struct Tables {
     inbound: Vec<Option<Arc<InboundSa>>>,
     // Plain GRE: key and remote address to adjacency.
     gre_peers: HashMap<(Option<u32>, IpAddr), u32>,
+    // Inner sources that an adjacency may have though they are not routed to it.
+    sources: HashMap<u32, Arc<[Prefix]>>,
 }
 
 impl Tables {
@@ -322,6 +354,11 @@ impl Tables {
         }
     }
 
+    /// Prefixes that an adjacency may send from besides what is routed to it.
+    pub(crate) fn sources(&self, adjacency: u32) -> Option<&[Prefix]> {
+        self.sources.get(&adjacency).map(|prefixes| &**prefixes)
+    }
+
     pub(crate) fn gre_peer(&self, key: Option<u32>, remote: IpAddr) -> Option<&Adjacency> {
         self.adjacency(*self.gre_peers.get(&(key, remote))?)
     }
@@ -345,6 +382,7 @@ pub(crate) enum Operation {
     Multicast(u32, Arc<[u32]>),
     Inbound(usize, Option<Arc<InboundSa>>),
     GrePeer((Option<u32>, IpAddr), Option<u32>),
+    Sources(u32, Option<Arc<[Prefix]>>),
 }
 
 fn put<T: Clone + Default>(entries: &mut Vec<T>, index: usize, value: T) {
@@ -380,6 +418,12 @@ impl Tables {
             Operation::Adjacency(id, adjacency) => put(&mut self.adjacencies, *id as usize, adjacency.clone()),
             Operation::NextHop(id, next_hop) => put(&mut self.next_hops, *id as usize, *next_hop),
             Operation::Inbound(slot, sa) => put(&mut self.inbound, *slot, sa.clone()),
+            Operation::Sources(adjacency, Some(prefixes)) => {
+                self.sources.insert(*adjacency, Arc::clone(prefixes));
+            }
+            Operation::Sources(adjacency, None) => {
+                self.sources.remove(adjacency);
+            }
             Operation::GrePeer(peer, Some(adjacency)) => {
                 self.gre_peers.insert(*peer, *adjacency);
             }

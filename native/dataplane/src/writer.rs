@@ -12,6 +12,7 @@ use crate::prefix::Prefix;
 use crate::replay::MAX_REPLAY_WINDOW;
 use crate::sa::{AdjacencyCounters, AdjacencyCounts, InboundSa, InboundSaCounts, OutboundSa, OutboundSaCounts};
 use crate::sequence::SequenceBook;
+use crate::sources::Sources;
 use crate::spi::{self, SpiAllocator};
 use crate::tables::{Adjacency, AdjacencyConfig, NextHop, Operation, Tables, TablesReader, TunnelConfig};
 use crate::vector::Encapsulation;
@@ -126,7 +127,7 @@ impl TablesWriter {
         Ok(())
     }
 
-    /// Make or replace an adjacency. It keeps its counters and, unless it becomes plain GRE, its outbound SA.
+    /// Make or replace an adjacency. It keeps its counters, its sources and, unless it becomes plain GRE, its outbound SA.
     pub fn set_adjacency(&mut self, id: u32, config: AdjacencyConfig) -> Result<(), TablesError> {
         check_id("adjacency", id, ADJACENCY_LIMIT)?;
         // An IPv4-mapped address is the IPv4 address.
@@ -152,13 +153,18 @@ impl TablesWriter {
         if !(68..=65_535).contains(&config.mtu) {
             return Err(TablesError::Mtu(config.mtu));
         }
-        let (outbound, counters) = match self.adjacencies.get(&id) {
+        let old = self.adjacencies.get(&id);
+        let (outbound, counters) = match old {
             Some(old) => (old.outbound.clone(), Arc::clone(&old.counters)),
             None => (None, Arc::new(AdjacencyCounters::default())),
         };
-        self.forget_gre_peer(id);
         let outbound = outbound.filter(|_| encapsulation != Encapsulation::Gre);
-        self.put_adjacency(Adjacency::new(id, &config, &tunnel, outbound, counters));
+        let mut adjacency = Adjacency::new(id, &config, &tunnel, outbound, counters);
+        if let Some(old) = old {
+            adjacency = adjacency.with_sources_of(old);
+        }
+        self.forget_gre_peer(id);
+        self.put_adjacency(adjacency);
         if encapsulation == Encapsulation::Gre {
             let peer = (tunnel.key, config.remote);
             self.gre_peers.entry(peer).or_default().push(id);
@@ -188,6 +194,13 @@ impl TablesWriter {
         self.apply(Operation::GrePeer(peer, current));
     }
 
+    /// Say which inner sources the packets of an adjacency may have; at first any.
+    pub fn set_sources(&mut self, adjacency: u32, sources: &Sources) -> Result<(), TablesError> {
+        self.put_adjacency(self.known_adjacency(adjacency)?.with_sources(sources));
+        self.apply(Operation::Sources(adjacency, sources.prefixes()));
+        Ok(())
+    }
+
     /// Remove an adjacency and its outbound SA. Next hops that point at it drop their packets.
     pub fn remove_adjacency(&mut self, id: u32) -> Result<(), TablesError> {
         if !self.adjacencies.contains_key(&id) {
@@ -196,6 +209,7 @@ impl TablesWriter {
         self.forget_gre_peer(id);
         self.adjacencies.remove(&id);
         self.apply(Operation::Adjacency(id, None));
+        self.apply(Operation::Sources(id, None));
         Ok(())
     }
 

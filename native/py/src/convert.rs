@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use dsvpn_dataplane::{Encapsulation, Prefix, Suite, TablesError};
+use dsvpn_dataplane::{Encapsulation, Prefix, Sources, Suite, TablesError};
 use dsvpn_io::Error;
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -47,6 +47,15 @@ pub fn optional_address(name: &str, text: &str) -> PyResult<Option<IpAddr>> {
 
 pub fn prefix(text: &str) -> PyResult<Prefix> {
     text.parse().map_err(misuse)
+}
+
+pub fn sources(which: &str, prefixes: Vec<Prefix>) -> PyResult<Sources> {
+    match which {
+        "any" => Ok(Sources::Any),
+        "open" => Ok(Sources::Open(prefixes)),
+        "own" => Ok(Sources::Own(prefixes)),
+        _ => Err(PyValueError::new_err(format!("which: {which:?} is none of any, open, own"))),
+    }
 }
 
 pub fn encapsulation(text: &str) -> PyResult<Encapsulation> {

@@ -78,6 +78,12 @@ impl Tables {
         self.core.writer().set_multicast(integer("tunnel", tunnel)?, &adjacencies).map_err(misuse)
     }
 
+    fn set_sources(&self, adjacency: i64, which: &str, prefixes: Vec<String>) -> PyResult<()> {
+        let prefixes = prefixes.iter().map(|prefix| convert::prefix(prefix)).collect::<PyResult<Vec<_>>>()?;
+        let sources = convert::sources(which, prefixes)?;
+        self.core.writer().set_sources(integer("adjacency", adjacency)?, &sources).map_err(misuse)
+    }
+
     /// An unused inbound SPI (at least 256) that carries its slot. It stays reserved until removed or released.
     fn allocate_spi(&self) -> PyResult<u32> {
         self.core.allocate_spi().map_err(convert::raise)

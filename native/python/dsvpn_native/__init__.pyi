@@ -44,13 +44,15 @@ class Punt:
     #: came from one peer of a redirecting tunnel and leaves to another (`data`: its head, `adjacency`: the peer that
     #: it came from). "moved": authenticated ESP came from another address than the adjacency has. "gone": the tunnel's
     #: network device was taken away, and nothing of that tunnel is forwarded any more. "unknown_spi": ESP came with an
-    #: SPI that no inbound SA has (`data`: the SPI), once a second and sender.
-    kind: Literal["ike", "nhrp", "miss", "redirect", "moved", "gone", "unknown_spi"]
+    #: SPI that no inbound SA has (`data`: the SPI), once a second and sender. "source": a packet came whose inner source
+    #: (`data`, packed) is not routed to its adjacency; it was dropped, or with a `next_hop`, which leads elsewhere for
+    #: the moment, let pass.
+    kind: Literal["ike", "nhrp", "miss", "redirect", "moved", "gone", "unknown_spi", "source"]
     #: Tunnel id, -1 where it does not apply ("ike", "unknown_spi").
     tunnel: int
     #: Adjacency that the packet came from, -1 when none is known (plain GRE of a stranger, "ike", "miss").
     adjacency: int
-    #: "miss": the next hop that was used, else -1.
+    #: "miss": the next hop that was used; "source": see there; else -1.
     next_hop: int
     #: Underlay addresses as text and ports ("" and 0 where they do not apply). Ports are 0 for "esp" and "gre".
     local: str
@@ -79,6 +81,10 @@ class Tables:
     def set_route(self, tunnel: int, prefix: str, next_hop: int) -> None: ...
     def remove_route(self, tunnel: int, prefix: str) -> None: ...
     def set_multicast(self, tunnel: int, adjacencies: list[int]) -> None: ...
+    def set_sources(self, adjacency: int, which: Literal["any", "open", "own"], prefixes: list[str]) -> None:
+        """Which inner sources the packets of an adjacency may have; at first any. "own": what is routed to it, and
+        `prefixes`. "open": besides, what is routed to an adjacency that is open or may send from anywhere, or to none."""
+
     def allocate_spi(self) -> int:
         """An unused inbound SPI (at least 256) that carries its slot. It stays reserved until removed or released."""
 

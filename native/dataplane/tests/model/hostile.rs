@@ -98,7 +98,7 @@ pub fn flow(octets: &mut Octets) -> Flow {
         tos: octets.pick(&[0, 0, 0xb8, 0xbb, 3]),
         dont_fragment: bits & 4 == 0,
         identification: octets.pick(&[100, 0xffff, 0]),
-        source: octets.pick(&[1, 2]),
+        source: octets.pick(&[1, 2, 1, 2, 1, 2, 3, 9]),
         destination: octets.pick(&[1, 2]),
         port: octets.pick(&[5001, 5002]),
         sequence: octets.pick(&[1, 0xffff_f000, 0x7fff_fff0]),

@@ -10,5 +10,6 @@ pub mod forward;
 pub mod hostile;
 pub mod packet;
 pub mod segments;
+pub mod sources;
 pub mod trial;
 pub mod tunnel;

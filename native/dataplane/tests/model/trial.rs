@@ -9,6 +9,7 @@ use dsvpn_wire::virtio::VirtioNetHeader;
 use super::forward::{Path, forward, is_answer};
 use super::packet::{Ip, TCP, UDP, checksum_at, normalise, pseudo_header, read_ip, sum, two};
 use super::segments::Superpacket;
+use super::sources::Check;
 use super::tunnel::{Arrival, GRE, Receiver, Sa, protocol_of, read_gre, read_trailer, tunnel_header};
 use crate::common::{Loop, OURS, SECOND, Setup, THEIRS};
 
@@ -22,6 +23,7 @@ const NOT_MODELLED: &[Counter] = &[
     Counter::Coalesced,
     Counter::TooBigSent,
     Counter::PuntMoved,
+    Counter::PuntSource,
     Counter::PuntUnknownSpi,
     Counter::PuntMiss,
     Counter::PuntRedirect,
@@ -60,8 +62,14 @@ impl Trial {
             Sa::new(dataplane.spi, suite, &keymat, &setup)
         });
         let path = Path { mtu: setup.mtu as usize, mss_clamp: setup.mss_clamp, multicast };
-        let receiver = Receiver { setup, sa, clamped: 0, packets: 0, octets: 0 };
+        let receiver = Receiver { setup, sa, check: Check::Any, clamped: 0, packets: 0, octets: 0 };
         Self { dataplane, receiver, path, counts: HashMap::new(), sent_octets: 0 }
+    }
+
+    /// Have the receiver look at inner sources.
+    pub fn check_sources(&mut self, check: Check) {
+        check.apply(&mut self.dataplane);
+        self.receiver.check = check;
     }
 
     /// Have the sender go on behind this sequence number.
@@ -211,7 +219,7 @@ impl Trial {
         compare_arrivals(&expected, &out, &arena, config.verify_checksums);
         let punts = self.dataplane.shared.punts.take(usize::MAX).into_iter();
         let punts: Vec<_> = punts
-            .filter(|punt| !matches!(punt.kind, PuntKind::Moved | PuntKind::UnknownSpi))
+            .filter(|punt| !matches!(punt.kind, PuntKind::Moved | PuntKind::UnknownSpi | PuntKind::Source))
             .map(|punt| (punt.kind, punt.data))
             .collect();
         assert_eq!(punts, punted);

@@ -8,6 +8,7 @@ use ring::aead::{AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, 
 
 use super::aes_hmac;
 use super::packet::{clamp_mss, put, read_ip, sum, two, write_ip_checksum};
+use super::sources::Check;
 use crate::common::{OURS, Setup, THEIRS};
 
 pub const GRE: u8 = 47;
@@ -242,6 +243,7 @@ pub fn read_trailer(plaintext: &[u8]) -> Option<(Vec<u8>, u8)> {
 pub struct Receiver {
     pub setup: Setup,
     pub sa: Option<Sa>,
+    pub check: Check,
     pub clamped: u64,
     /// Inner packets that came, and their octets.
     pub packets: u64,
@@ -322,6 +324,9 @@ impl Receiver {
         };
         let ip = read_ip(&inner).filter(|ip| ip.version == version).ok_or(Counter::DropMalformedInner)?;
         inner.truncate(ip.length);
+        if !self.check.admits(&inner) {
+            return Err(Counter::DropWrongSource);
+        }
         if self.setup.mss_clamp && clamp_mss(&mut inner, &ip, self.setup.mtu as usize) {
             self.clamped += 1;
         }
