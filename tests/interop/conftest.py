@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -82,11 +81,10 @@ class Collector:
         self._config = config
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if hasattr(self._config, "workerinput"):
+            return
         for name, value in report.user_properties:
             if name == PROPERTY and isinstance(value, dict):
+                # Written at once: a run that is ended early has found something too.
                 self._config.stash[_RESULTS].add(report.nodeid, value)
-
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        results = session.config.stash[_RESULTS]
-        if results.entries and not hasattr(session.config, "workerinput"):
-            results.write(Path(session.config.rootpath) / "build" / "interop" / "results.json")
+                self._config.stash[_RESULTS].write(self._config.rootpath / "build" / "interop" / "results.json")

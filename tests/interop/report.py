@@ -39,7 +39,7 @@ _NOTES = """\
 
 def markdown(results: dict[str, Any]) -> str:
     """The page."""
-    entries = list(results.values())
+    entries = sorted(results.values(), key=lambda entry: entry["place"])
     dates = sorted({entry["date"] for entry in entries})
     outcomes = [entry["outcome"] for entry in entries]
     found = {entry["release"]: entry["version"] for entry in entries if entry["version"]}

@@ -26,7 +26,8 @@ PROPERTY = "interoperability"
 def entry_of(item: pytest.Function, report: pytest.TestReport, version: str) -> dict[str, Any] | None:
     """What to remember of a test that has a `feature` mark, whose text may use the test's parameters.
 
-    `direction` is who called, "" if that is no question; `outcome` is "passed", "failed" or "skipped".
+    `place` orders the rows; `direction` is who called, "" if that is no question; `outcome` is "passed", "failed" or
+    "skipped".
     """
     mark = item.get_closest_marker("feature")
     if mark is None:
@@ -37,7 +38,14 @@ def entry_of(item: pytest.Function, report: pytest.TestReport, version: str) -> 
     note = next((str(value) for name, value in item.user_properties if name == "note"), "")
     if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
         note = report.longrepr[2].removeprefix("Skipped: ")
+    indices = {} if callspec is None else dict(callspec.indices)
     return {
+        # Where its row stands among the others: as the tests stand in their files.
+        "place": [
+            item.path.name,
+            item.function.__code__.co_firstlineno,
+            *(index for name, index in sorted(indices.items()) if name not in ("lab", "initiator")),
+        ],
         "group": group,
         "row": row.format(**values),
         "release": str(values.get("lab", "frr")),

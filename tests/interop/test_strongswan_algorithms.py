@@ -21,6 +21,14 @@ def test_raw_esp(pair: Pair, initiator: End) -> None:
     pair.check_streams()
 
 
+@pytest.mark.feature("Encapsulation", "ESP, tunnel mode (IP protocol 50)")
+@both_directions
+def test_tunnel_mode(pair: Pair, initiator: End) -> None:
+    pair.connect(initiator, settings=profile(mode='"tunnel"'), connection=Connection(mode="tunnel"))
+    pair.check_traffic()
+    pair.check_streams()
+
+
 @pytest.mark.feature("Encapsulation", "ESP in UDP by our wish, without NAT")
 @both_directions
 def test_forced_encapsulation(pair: Pair, initiator: End) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 
-from dsvpn.config.model import IpsecConfig
+from dsvpn.io.control import ask
 from dsvpn.lab.measure import ping
 from tests.interop import losses
 from tests.interop.pair import LATE, PLAIN, Connection, End, Pair, profile
@@ -68,32 +68,24 @@ def test_rekey_by_us(pair: Pair, initiator: End) -> None:
     pair.check_traffic()
 
 
-@pytest.mark.feature("Reauthentication", "by strongSwan, make before break: no packet lost")
+#: make_before_break of strongswan.conf -> what may become of traffic meanwhile.
+_REAUTHENTICATIONS = {"yes": "make before break: no packet lost", "no": "break before make: traffic goes on"}
+
+
+@pytest.mark.feature("Reauthentication", "by strongSwan, {outcome}")
+@pytest.mark.parametrize(
+    ("first", "outcome"), _REAUTHENTICATIONS.items(), ids=["make-before-break", "break-before-make"]
+)
 @both_directions
-def test_reauthentication_make_before_break(pair: Pair, initiator: End) -> None:
-    pair.theirs.restart("make_before_break = yes")
+def test_reauthentication(pair: Pair, first: str, outcome: str, initiator: End) -> None:
+    pair.theirs.restart(f"make_before_break = {first}")
     try:
         theirs = Connection(options={"reauth_time": "6s", "over_time": "3s", "rekey_time": "0s", "rand_time": "0s"})
         before = pair.connect(initiator, connection=theirs)
         pair.underlay.arrange(calls="both")
-        with traffic(pair, 10.0):
+        with traffic(pair, 10.0) if first == "yes" else nullcontext():
             pair.wait(lambda: before["initiator_spi"] not in pair.established_spis(), "the first IKE SA to be replaced")
             pair.wait(lambda: len(pair.established()) == 1, "one IKE SA")
-        pair.check_traffic()
-    finally:
-        pair.theirs.restart()
-
-
-@pytest.mark.feature("Reauthentication", "by strongSwan, break before make: traffic goes on")
-@both_directions
-def test_reauthentication_break_before_make(pair: Pair, initiator: End) -> None:
-    pair.theirs.restart("make_before_break = no")
-    try:
-        theirs = Connection(options={"reauth_time": "6s", "over_time": "3s", "rekey_time": "0s", "rand_time": "0s"})
-        before = pair.connect(initiator, connection=theirs)
-        pair.underlay.arrange(calls="both")
-        pair.wait(lambda: before["initiator_spi"] not in pair.established_spis(), "the first IKE SA to go")
-        pair.wait(pair.established, "another IKE SA")
         pair.check_traffic()
     finally:
         pair.theirs.restart()
@@ -164,6 +156,16 @@ def test_strongswan_calls_again(pair: Pair, initiator: End) -> None:
     pair.theirs.initiate()
     pair.wait(lambda: len(pair.established()) == 1, "one IKE SA")
     assert before["initiator_spi"] not in pair.established_spis()
+    pair.check_traffic()
+
+
+@pytest.mark.feature("Liveness", "crash tokens (RFC 6290): strongSwan has none, and takes no offence at ours")
+@both_directions
+def test_crash_tokens(pair: Pair, initiator: End) -> None:
+    pair.connect(initiator)
+    lines = [line for line in pair.theirs.log().splitlines() if "IKE_AUTH re" in line]
+    assert any("parsed" in line and "N(CRASH_DET)" in line for line in lines)
+    assert not any("generating" in line and "N(CRASH_DET)" in line for line in lines)
     pair.check_traffic()
 
 
@@ -239,16 +241,10 @@ def test_their_cookie(pair: Pair, initiator: End) -> None:
         pair.theirs.restart()
 
 
-def has_mobike() -> None:
-    if "mobike" not in IpsecConfig.model_fields:
-        pytest.skip("dsvpn has no MOBIKE")
-
-
 @pytest.mark.feature("MOBIKE (RFC 4555)", "our address changes")
 @both_directions
 def test_we_move(pair: Pair, initiator: End) -> None:
-    has_mobike()
-    before = pair.connect(initiator, connection=Connection(options={"mobike": "yes", "remote_addrs": "%any"}))
+    before = pair.connect(initiator, connection=Connection(options={"mobike": "yes"}))
     pair.check_traffic()
     pair.underlay.arrange(calls="neither")
     fresh = pair.underlay.move_ours()
@@ -267,7 +263,6 @@ def test_we_move(pair: Pair, initiator: End) -> None:
 @pytest.mark.feature("MOBIKE (RFC 4555)", "strongSwan's address changes")
 @both_directions
 def test_strongswan_moves(pair: Pair, initiator: End) -> None:
-    has_mobike()
     before = pair.connect(initiator, connection=Connection(options={"mobike": "yes", "local_addrs": "%any"}))
     pair.check_traffic()
     pair.underlay.arrange(calls="neither")
@@ -290,6 +285,48 @@ def test_strongswan_moves(pair: Pair, initiator: End) -> None:
         pair.theirs.forget_gre()
 
 
+@pytest.mark.feature("Redirect (RFC 5685)", "we hand strongSwan on to another address of ours")
+@pytest.mark.parametrize("initiator", ["theirs"])
+def test_we_redirect(pair: Pair, initiator: End) -> None:
+    before = pair.connect(initiator)
+    fresh = OURS.ip + 1
+    pair.underlay.ours.ip("address", "add", f"{fresh}/29", "dev", "eth0")
+    try:
+        assert ask(pair.gateway.socket, {"redirect": str(fresh)}) == {"asked": 1}
+        pair.wait(
+            lambda: len(pair.established()) == 1 and before["initiator_spi"] not in pair.established_spis(),
+            "strongSwan to call the other address",
+        )
+        assert f"redirected to {fresh}" in pair.theirs.log()
+        pair.theirs.guest.run(f"ip tunnel change gre1 remote {fresh}", check=True)
+        pair.check_traffic()
+        assert pair.counters()["redirects_sent"] == 1
+    finally:
+        pair.underlay.ours.ip("address", "del", f"{fresh}/29", "dev", "eth0")
+        pair.theirs.forget_gre()
+
+
+@pytest.mark.feature("Redirect (RFC 5685)", "strongSwan hands us on to another address of its own")
+@pytest.mark.parametrize("initiator", ["ours"])
+def test_strongswan_redirects(pair: Pair, initiator: End) -> None:
+    fresh = GUEST.ip + 1
+    settings = profile(follow_redirects=f'["{fresh}"]')
+    before = pair.connect(initiator, settings=settings, connection=Connection(options={"local_addrs": "%any"}))
+    try:
+        pair.theirs.guest.run(f"ip address add {fresh}/29 dev vec0", check=True)
+        pair.theirs.swanctl_run(f"--redirect --ike ours --gateway {fresh}")
+        pair.wait(
+            lambda: len(pair.established()) == 1 and before["initiator_spi"] not in pair.established_spis(),
+            "us to go there",
+        )
+        pair.theirs.guest.run(f"ip tunnel change gre1 local {fresh}", check=True)
+        pair.check_traffic()
+        assert pair.counters()["redirects_followed"] == 1
+    finally:
+        pair.theirs.guest.run(f"ip address del {fresh}/29 dev vec0")
+        pair.theirs.forget_gre()
+
+
 @pytest.mark.feature("Refused", "tunnel mode asked for by strongSwan")
 @pytest.mark.parametrize("initiator", ["theirs"])
 def test_tunnel_mode(pair: Pair, initiator: End) -> None:
@@ -300,15 +337,19 @@ def test_tunnel_mode(pair: Pair, initiator: End) -> None:
     assert not pair.sa_children()
 
 
-@pytest.mark.feature("Refused", "strongSwan's own ESP (kernel-libipsec), which has tunnel mode alone")
+@pytest.mark.feature("Refused", "strongSwan's own ESP (kernel-libipsec: tunnel mode in UDP), our end in {mode} mode")
+@pytest.mark.parametrize("mode", ["transport", "tunnel"])
 @pytest.mark.parametrize("initiator", ["theirs"])
-def test_kernel_libipsec(pair: Pair, initiator: End) -> None:
+def test_kernel_libipsec(pair: Pair, mode: str, initiator: End, record_property: Callable[[str, object], None]) -> None:
     pair.theirs.restart(kernel="kernel-libipsec kernel-netlink")
     try:
         pair.prepare(Connection(mode="tunnel", options={"encap": "yes"}), initiator)
-        pair.start_ours()
+        pair.start_ours(profile(mode=f'"{mode}"'))
         output = pair.theirs.swanctl_run("--initiate --child gre --timeout 10", check=False)
         assert "failed" in output
         assert not pair.sa_children()
+        reason = {"transport": "peer asks for tunnel mode", "tunnel": "tunnel mode cannot pass NAT"}[mode]
+        (line,) = {line.partition(reason)[2] for line in pair.gateway.last_lines(99) if reason in line}
+        record_property("note", reason + line.partition(" name=")[0])
     finally:
         pair.theirs.restart()
