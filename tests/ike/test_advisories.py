@@ -249,12 +249,18 @@ def test_many_certificates_cost_little() -> None:
 
 @pytest.mark.parametrize("name", ["example.net", "EXAMPLE.NET", "Example.Net"])
 @pytest.mark.parametrize("kind", ["permitted", "excluded"])
-def test_an_authority_with_name_constraints_is_not_believed_at_all(kind: str, name: str) -> None:
+def test_name_constraints_hold_however_they_are_written(kind: str, name: str) -> None:
     names = [x509.DNSName(name)]
     constraints = x509.NameConstraints(names if kind == "permitted" else None, names if kind == "excluded" else None)
+    inside, outside = A_NAME, "a.example.com"
     for critical in (True, False):
         middle = root().authority("Middle", extensions=[(constraints, critical)])
-        assert chain_refused(gateway(A_NAME, by=middle), middle)
+        for identity in (inside, inside.upper(), outside, outside.upper()):
+            leaf = gateway(identity, by=middle)
+            if (identity.lower() == inside) == (kind == "permitted"):
+                assert trust().validate([leaf.certificate.der, middle.certificate.der], NOW)
+            else:
+                assert "may not vouch for" in chain_refused(leaf, middle)
 
 
 def test_identities_do_not_depend_on_case() -> None:

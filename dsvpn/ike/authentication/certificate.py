@@ -10,9 +10,11 @@ from typing import Final, TypeVar, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509 import NameConstraints
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from dsvpn.errors import MisuseError, PeerError
+from dsvpn.ike.authentication import name_constraints
 from dsvpn.ike.authentication.signatures import PublicKey, key_kind
 from dsvpn.ike.identity import Identity, IdentityType
 
@@ -74,6 +76,8 @@ class Certificate:
     usable: bool
     identities: tuple[Identity, ...]
     refusal: str
+    #: What an authority may vouch for; None for everything.
+    constraints: NameConstraints | None = None
 
     @property
     def key_hash(self) -> bytes:
@@ -152,7 +156,8 @@ def _parse(certificate: x509.Certificate, der: bytes) -> Certificate:
         may_sign_crls=usage is None or usage.crl_sign,
         usable=purposes is None or any(purpose in _USAGES for purpose in purposes),
         identities=tuple(_identities(extensions, subject)),
-        refusal=_refusal(certificate, extensions),
+        refusal=_refusal(certificate, extensions, constraints is not None and constraints.ca, der),
+        constraints=_find(extensions, x509.NameConstraints),
     )
 
 
@@ -162,15 +167,16 @@ def ends_in_whole_octets(der: bytes, signature: bytes) -> bool:
     return der.endswith(b"\x00" + signature)
 
 
-def _refusal(certificate: x509.Certificate, extensions: x509.Extensions) -> str:
+def _refusal(certificate: x509.Certificate, extensions: x509.Extensions, is_ca: bool, der: bytes) -> str:
     algorithm = certificate.signature_hash_algorithm
     name = None if algorithm is None else algorithm.name
     if name not in _HASHES:
         return f"is signed with {name}, which is not taken"
     for extension in extensions:
         if isinstance(extension.value, x509.NameConstraints):
-            return "has name constraints, which are not supported"
-        if extension.critical and not isinstance(extension.value, _KNOWN):
+            if problem := name_constraints.refusal(extension.value, is_ca, der):
+                return problem
+        elif extension.critical and not isinstance(extension.value, _KNOWN):
             return f"has the critical extension {extension.oid.dotted_string}, which is not supported"
     return ""
 

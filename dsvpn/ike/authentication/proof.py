@@ -16,6 +16,7 @@ from dsvpn.errors import PeerError
 from dsvpn.ike.auth import shared_key_mic, signed_octets, verify_shared_key_mic
 from dsvpn.ike.authentication import signatures
 from dsvpn.ike.authentication.credentials import describe
+from dsvpn.ike.authentication.name_constraints import check_identity
 from dsvpn.ike.authentication.trust import CertificatePath, TrustStore
 from dsvpn.ike.identity import Identity, IdentityType, best_match
 from dsvpn.ike.profile import IkeProfile
@@ -141,6 +142,7 @@ def check(
     # The key is the certificate's; whether the certificate is the identity's is another question.
     if not leaf.carries(remote):
         raise PeerError(f"peer says it is {remote}, but its certificate is of {describe(leaf.identities)}")
+    check_identity(path, remote)
     return Proved(scheme, path)
 
 

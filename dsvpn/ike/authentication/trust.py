@@ -1,7 +1,7 @@
 """Whom we believe: authorities, the path from a peer's certificate to one of them, and revocation (RFC 5280 section 6).
 
-The rules are those of RFC 5280 as far as IPsec needs them (RFC 4945); what is not supported (name constraints, other
-critical extensions) makes a certificate useless instead of being skipped.
+The rules are those of RFC 5280 as far as IPsec needs them (RFC 4945); what is not supported (critical extensions,
+constraints of names that cannot be compared) makes a certificate useless instead of being skipped.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Final
 
 from dsvpn.errors import MisuseError, PeerError
 from dsvpn.ike.authentication.certificate import Certificate, parse
+from dsvpn.ike.authentication.name_constraints import check_names
 from dsvpn.ike.authentication.revocation import Crl
 
 #: CERT payloads of a message that are looked at: what a peer may have us parse.
@@ -110,6 +111,7 @@ class TrustStore:
             try:
                 for authority in path[1:]:
                     authority.check_validity(now)
+                check_names(path)
                 self.check_revocation(path, now)
             except PeerError as error:
                 problems.append(error)
