@@ -7,7 +7,7 @@ The initiator of an exchange has a `KeyExchange` from its request to the answer;
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric import ec, x448, x25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -73,6 +73,14 @@ _CURVES: Final[dict[str, ec.EllipticCurve]] = {
     "ecp384": ec.SECP384R1(),
     "ecp521": ec.SECP521R1(),
 }
+_MONTGOMERY_PRIVATE: Final[dict[str, type[x25519.X25519PrivateKey | x448.X448PrivateKey]]] = {
+    "x25519": x25519.X25519PrivateKey,
+    "x448": x448.X448PrivateKey,
+}
+_MONTGOMERY_PUBLIC: Final[dict[str, type[x25519.X25519PublicKey | x448.X448PublicKey]]] = {
+    "x25519": x25519.X25519PublicKey,
+    "x448": x448.X448PublicKey,
+}
 
 
 class KeyExchange:
@@ -97,40 +105,23 @@ class KeyExchange:
             )
 
 
-class X25519KeyExchange(KeyExchange):
-    """Curve25519 (RFC 8031, RFC 7748)."""
+class MontgomeryKeyExchange(KeyExchange):
+    """Curve25519 and Curve448 (RFC 8031, RFC 7748)."""
 
     def __init__(self, group: Group, private_value: bytes) -> None:
         super().__init__(group)
-        self._private = x25519.X25519PrivateKey.from_private_bytes(private_value)
+        self._private = _MONTGOMERY_PRIVATE[group.name].from_private_bytes(private_value)
         self.public = self._private.public_key().public_bytes_raw()
 
     def shared_secret(self, peer_public: bytes) -> bytes:
-        """The X25519 function of both."""
+        """The X25519 or X448 function of both."""
         self._check_length(peer_public)
         try:
-            return self._private.exchange(x25519.X25519PublicKey.from_public_bytes(peer_public))
+            peer: Any = _MONTGOMERY_PUBLIC[self.group.name].from_public_bytes(peer_public)
+            return self._private.exchange(peer)
         except ValueError:
             # A point of small order gives the all-zero secret that anyone knows (RFC 8031 section 3).
-            raise PeerError("x25519 public value has small order") from None
-
-
-class X448KeyExchange(KeyExchange):
-    """Curve448 (RFC 8031, RFC 7748)."""
-
-    def __init__(self, group: Group, private_value: bytes) -> None:
-        super().__init__(group)
-        self._private = x448.X448PrivateKey.from_private_bytes(private_value)
-        self.public = self._private.public_key().public_bytes_raw()
-
-    def shared_secret(self, peer_public: bytes) -> bytes:
-        """The X448 function of both."""
-        self._check_length(peer_public)
-        try:
-            return self._private.exchange(x448.X448PublicKey.from_public_bytes(peer_public))
-        except ValueError:
-            # As for X25519 (RFC 8031 section 3).
-            raise PeerError("x448 public value has small order") from None
+            raise PeerError(f"{self.group.name} public value has small order") from None
 
 
 class EcpKeyExchange(KeyExchange):
@@ -203,10 +194,8 @@ def make_key_exchange(group: Group, random: Random, kems: Mapping[str, Kem]) -> 
     """A fresh private value for `group`, for the initiator of an exchange. `kems` are those that there are, by name."""
     if group.is_kem:
         return MlKemKeyExchange(group, kems[group.name], random(SEED_LENGTH))
-    if group.name == "x25519":
-        return X25519KeyExchange(group, random(32))
-    if group.name == "x448":
-        return X448KeyExchange(group, random(56))
+    if group.name in _MONTGOMERY_PRIVATE:
+        return MontgomeryKeyExchange(group, random(group.public_length))
     if group.name in _PRIMES:
         # 512 bits are beyond twice the strength of each of the groups (RFC 3526 section 8).
         return ModpKeyExchange(group, int.from_bytes(random(64), "big") | 1 << 511)

@@ -16,8 +16,7 @@ from dsvpn.ike.key_exchange import (
     EcpKeyExchange,
     MlKemKeyExchange,
     ModpKeyExchange,
-    X448KeyExchange,
-    X25519KeyExchange,
+    MontgomeryKeyExchange,
     answer_key_exchange,
     make_key_exchange,
 )
@@ -70,8 +69,12 @@ ECP = {
 
 def test_x25519_rfc7748_section_6_1() -> None:
     group = GROUPS["x25519"]
-    alice = X25519KeyExchange(group, bytes.fromhex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a"))
-    bob = X25519KeyExchange(group, bytes.fromhex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb"))
+    alice = MontgomeryKeyExchange(
+        group, bytes.fromhex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a")
+    )
+    bob = MontgomeryKeyExchange(
+        group, bytes.fromhex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb")
+    )
     assert alice.public.hex() == "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"
     assert bob.public.hex() == "de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f"
     secret = "4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742"
@@ -81,13 +84,13 @@ def test_x25519_rfc7748_section_6_1() -> None:
 
 def test_x448_rfc7748_section_6_2() -> None:
     group = GROUPS["x448"]
-    alice = X448KeyExchange(
+    alice = MontgomeryKeyExchange(
         group,
         bytes.fromhex(
             "9a8f4925d1519f5775cf46b04b5800d4ee9ee8bae8bc5565d498c28dd9c9baf574a9419744897391006382a6f127ab1d9ac2d8c0a598726b"
         ),
     )
-    bob = X448KeyExchange(
+    bob = MontgomeryKeyExchange(
         group,
         bytes.fromhex(
             "1c306a7ac2a0e2e0990b294470cba339e6453772b075811d8fad0d1d6927c120bb5ee8972b0d3e21374c9c921b09d1b0366f10b65173992d"
