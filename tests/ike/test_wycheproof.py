@@ -1,7 +1,10 @@
-"""Wycheproof's vectors through the key exchanges as IKE uses them: KE payloads in, secrets or refusals out.
+"""Wycheproof's vectors through key exchanges and signatures as IKE uses them: KE and AUTH payloads in, secrets, proofs
+or refusals out.
 
 `secrets` are rows of number, private value or seed, public value or ciphertext, and the secret, which is empty where
 the value has to be refused. `encapsulations` are rows of number, public key, message, ciphertext and secret.
+Signatures are by the name of their scheme, or of the classic method of RFC 4754: each key with rows of number, what is
+signed, signature, and whether it is one.
 """
 
 from __future__ import annotations
@@ -9,10 +12,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from dsvpn.errors import PeerError
+from dsvpn.ike.authentication.signatures import SCHEMES, verify
 from dsvpn.ike.kem import LIBRARY_KEMS
 from dsvpn.ike.key_exchange import (
     EcpKeyExchange,
@@ -23,8 +29,10 @@ from dsvpn.ike.key_exchange import (
 )
 from dsvpn.ike.suites import GROUPS, KEMS
 from dsvpn.io.kem import native_kems
+from dsvpn.wire.ikev2 import AuthMethod
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors/wycheproof_key_exchange.json").read_text())
+SIGNATURES = json.loads((Path(__file__).parent.parent / "vectors/wycheproof_signatures.json").read_text())
 ALL_KEMS = {**LIBRARY_KEMS, **native_kems()}
 
 
@@ -63,3 +71,32 @@ def test_encapsulations(name: str) -> None:
         else:
             with pytest.raises(PeerError, match=name):
                 answer_key_exchange(KEMS[name], public, Random(number).randbytes, ALL_KEMS)
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures(name: str) -> None:
+    """Other encodings of a signature, values out of range, edge cases of the arithmetic, other paddings and salts."""
+    classic = AuthMethod.__members__.get(name)
+    algorithm = b"" if classic else next(der for der, scheme in SCHEMES.items() if str(scheme) == name)
+    taken = refused = 0
+    for key, rows in SIGNATURES[name]:
+        try:
+            public: Any = load_der_public_key(bytes.fromhex(key))
+        except ValueError:
+            # A key that is none: nothing is ever checked with it.
+            assert not any(valid for *_, valid in rows)
+            continue
+        for number, octets, signature, valid in rows:
+            data = bytes.fromhex(signature)
+            if not classic:
+                data = bytes((len(algorithm),)) + algorithm + data
+            try:
+                verify(public, classic or AuthMethod.DIGITAL_SIGNATURE, data, bytes.fromhex(octets))
+            except PeerError:
+                assert not valid, number
+                refused += 1
+            else:
+                assert valid, number
+                taken += 1
+    assert taken >= 4
+    assert refused >= 3
