@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ipaddress import ip_network
+from random import Random
 from typing import Any
 
 import pytest
@@ -257,3 +258,50 @@ def test_no_key_id_under_constraints() -> None:
             net.connect()
         else:
             assert "may not vouch for keyid:victim" in refused(net)
+
+
+def garbled(octets: bytes, chance: Random) -> bytes:
+    changed = bytearray(octets)
+    for _ in range(chance.choice((1, 1, 2, 5))):
+        changed[chance.randrange(len(changed))] = chance.choice(b"\0\1.*@\x7f\x80\xff\x1e\x83")
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("what", ["names", "constraints"])
+def test_garbled_names_raise_nothing_but_peer_errors(what: str) -> None:
+    """What an authority signed without looking is taken, or refused in words."""
+    chance = Random(5)
+    bases = ("example.net", "@example.net", "10.0.0.0/8", "O=Test")
+    names = ("a.example.net", "a@example.net", "10.1.1.1", "CN=x,O=Test", "https://example.net/")
+    alternative: Any = x509.SubjectAlternativeName([subject_alternative(one) for one in names])
+    limits: Any = x509.NameConstraints(list(map(base, bases)), [x509.DNSName("b.example.net")])
+    seen = set()
+    for _ in range(300):
+        changed = [alternative, limits]
+        at = what == "constraints"
+        octets = garbled(changed[at].public_bytes(), chance)
+        changed[at] = x509.UnrecognizedExtension(changed[at].oid, octets)
+        try:
+            only = root().authority("Middle", extensions=[(changed[1], True)])
+            holder = only.issue("leaf", extensions=[(changed[0], False)])
+            trust().validate([holder.certificate.der, only.certificate.der], NOW)
+        except PeerError as error:
+            assert len(str(error)) < 1000
+            seen.add(str(error)[:20])
+    assert len(seen) > 1
+
+
+@pytest.mark.parametrize("value", [b"\x13\x02\xff\xfe", b"\x0c\x02\xff\xfe", b"\x03\x02\x00\x01", b"\x13\x00"])
+def test_directory_names_of_odd_values(value: bytes) -> None:
+    """Octets that are no text of their type, text of no type, and nothing."""
+    pair = b"\x06\x03\x55\x04\x0a" + value
+    rdn = bytes((0x31, len(pair) + 2, 0x30, len(pair))) + pair
+    directory = b"\xa4" + bytes((len(rdn) + 2,)) + bytes((0x30, len(rdn))) + rdn
+    extension = x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, bytes((0x30, len(directory))) + directory)
+    only = constrained(permitted=("O=Test",))
+    try:
+        holder = only.issue("leaf", extensions=[(extension, False)])
+    except PeerError as error:
+        assert "does not decode" in str(error)
+    else:
+        assert not accepted(holder, only)

@@ -181,7 +181,9 @@ def _decoded(name: x509.DirectoryName) -> distinguished_name.DistinguishedName |
 
 
 def _text(name: x509.GeneralName) -> str:
-    value = name.value.rfc4514_string() if isinstance(name, x509.DirectoryName) else str(name.value)
+    if isinstance(name, x509.DirectoryName):
+        return str(Identity(IdentityType.DER_ASN1_DN, name.value.public_bytes()))
+    value = str(name.value)
     return "".join(c if c.isprintable() else "?" for c in value[:200]) or "a name that is empty"
 
 
