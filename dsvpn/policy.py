@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from dsvpn.addresses import Address, Prefix
 from dsvpn.commands import Encapsulation
@@ -95,6 +96,7 @@ def esp_encapsulation(ipsec: IpsecConfig, udp: bool) -> Encapsulation:
     return "esp-tunnel" if ipsec.mode == "tunnel" else "esp"
 
 
+@lru_cache(maxsize=256)
 def inner_mtu(
     underlay_mtu: int, version: int, encapsulation: Encapsulation, key: int | None, transform: str = "aes128gcm16"
 ) -> int:

@@ -48,6 +48,9 @@ class Context:
         kems: Mapping[str, Kem] = LIBRARY_KEMS,
     ) -> None:
         self.profiles = profiles
+        #: The suites of all profiles, and those without additional key exchanges; credentials alone change later.
+        self.suites = tuple(dict.fromkeys(suite for profile in profiles.values() for suite in profile.ike))
+        self.plain_suites = tuple(suite for suite in self.suites if not suite.additional)
         self.random = random
         self.kems = kems
         self.release_spi = release_spi

@@ -47,13 +47,15 @@ class Identity:
         Raises MisuseError.
         """
         text = text.strip()
-        try:
-            address = ip_address(text)
-        except ValueError:
-            pass
-        else:
-            kind = IdentityType.IPV4_ADDR if isinstance(address, IPv4Address) else IdentityType.IPV6_ADDR
-            return cls(kind, address.packed)
+        # The names of peers are parsed in their handshakes: most do not look like an address, which is cheap to see.
+        if ":" in text or text[-1:].isdigit():
+            try:
+                address = ip_address(text)
+            except ValueError:
+                pass
+            else:
+                kind = IdentityType.IPV4_ADDR if isinstance(address, IPv4Address) else IdentityType.IPV6_ADDR
+                return cls(kind, address.packed)
         if text.startswith(_KEY_ID):
             return cls(IdentityType.KEY_ID, _parse_key_id(text))
         if _DN.fullmatch(text):

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import hmac
 from dataclasses import dataclass, field
+from typing import Final
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from dsvpn.ike.suites import Cipher, EspSuite, IkeSuite, Prf
+
+_HASHES: Final[dict[str, hashes.HashAlgorithm]] = {
+    "sha256": hashes.SHA256(),
+    "sha384": hashes.SHA384(),
+    "sha512": hashes.SHA512(),
+}
 
 
 def prf(function: Prf, key: bytes, data: bytes) -> bytes:
@@ -17,13 +27,8 @@ def prf_plus(function: Prf, key: bytes, seed: bytes, length: int) -> bytes:
     """`length` octets of prf+ (RFC 7296 section 2.13)."""
     if length > 255 * function.key_length:
         raise ValueError(f"prf+ gives at most {255 * function.key_length} octets, not {length}")
-    output = block = b""
-    counter = 0
-    while len(output) < length:
-        counter += 1
-        block = prf(function, key, block + seed + bytes((counter,)))
-        output += block
-    return output[:length]
+    # HKDF-Expand with the seed for its info (RFC 5869 section 2.3), which the library has in one call.
+    return HKDFExpand(_HASHES[function.hash_name], length, seed).derive(key)
 
 
 @dataclass(frozen=True, slots=True)

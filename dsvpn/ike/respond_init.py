@@ -56,14 +56,8 @@ def _accept(context: Context, message: wire.Message, data: bytes, path: Path, no
     redirect.refuse_init(context, payloads, nonce.data)
     # Which profile it is, IKE_AUTH tells: the suite is the best that any of them has in common with the peer.
     intermediate = wire.find_notify(payloads, NotifyType.INTERMEDIATE_EXCHANGE_SUPPORTED) is not None
-    suites = dict.fromkeys(
-        suite
-        for profile in context.profiles.values()
-        for suite in profile.ike
-        # IKE_INTERMEDIATE carries additional key exchanges, if both ends have it (RFC 9370 section 2.2.1).
-        if intermediate or not suite.additional
-    )
-    choice = choose_ike(suites, offer, b"")
+    # IKE_INTERMEDIATE carries additional key exchanges, if both ends have it (RFC 9370 section 2.2.1).
+    choice = choose_ike(context.suites if intermediate else context.plain_suites, offer, b"")
     if choice is None:
         raise PeerError("no suite in common", NotifyType.NO_PROPOSAL_CHOSEN)
     group = choice.suite.group

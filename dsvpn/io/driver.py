@@ -49,6 +49,8 @@ _log = structlog.get_logger("dsvpn")
 _TRAFFIC_INTERVAL = 2.0
 #: The same while the gateway waits for a peer's first packet, which is a few seconds at most.
 _FIRST_PACKET_INTERVAL = 0.02
+#: Seconds until the next of these looks for each peer that is waited for: they must not cost more, the more call.
+_FIRST_PACKET_SHARE = 0.0005
 #: Punts taken, and vectors forwarded, before the event loop gets its turn again.
 _PUNT_BUDGET = 256
 _DRAIN_BUDGET = 8
@@ -429,7 +431,8 @@ class Driver:
             self._report(event.level, event.name, str(event), event.fields)
         if self._gateway.wants_traffic and not self._looking:
             self._looking = True
-            asyncio.get_running_loop().call_later(_FIRST_PACKET_INTERVAL, self._look_for_traffic)
+            delay = max(_FIRST_PACKET_INTERVAL, _FIRST_PACKET_SHARE * len(self._gateway.awaiting_packets()))
+            asyncio.get_running_loop().call_later(delay, self._look_for_traffic)
         self._arm()
 
     def _report(self, level: str, name: str, text: str, fields: dict[str, Any]) -> None:

@@ -74,6 +74,9 @@ Payload = (
 )
 
 _ENCRYPTED = (Encrypted, EncryptedFragment)
+#: Plain numbers: a member of an enumeration costs a search each time that it is named.
+_SK = int(PayloadType.SK)
+_SEALED = (_SK, int(PayloadType.SKF))
 
 _DECODERS: dict[int, Callable[[Reader], Payload]] = {
     PayloadType.SA: SecurityAssociation.decode,
@@ -142,7 +145,7 @@ def decode_chain(reader: Reader, first_payload: int, outermost: bool) -> tuple[P
     """Decode payloads up to the reader's end. SK and SKF may stand in the outermost chain alone, as its last."""
     payloads: list[Payload] = []
     kind = first_payload
-    while kind != PayloadType.NONE:
+    while kind:
         at = reader.offset
         if len(payloads) == MAX_PAYLOADS:
             raise DecodeError(f"more than {MAX_PAYLOADS} payloads", at)
@@ -152,11 +155,11 @@ def decode_chain(reader: Reader, first_payload: int, outermost: bool) -> tuple[P
         if length < GENERIC_HEADER_LENGTH:
             raise DecodeError(f"payload length {length} below {GENERIC_HEADER_LENGTH}", at + 2)
         body = reader.sub(length - GENERIC_HEADER_LENGTH, "payload")
-        if kind in (PayloadType.SK, PayloadType.SKF):
+        if kind in _SEALED:
             if not outermost:
                 raise DecodeError("encrypted payload inside an encrypted payload", at)
             reader.expect_end("the encrypted payload, which is always the last")
-            if kind == PayloadType.SK:
+            if kind == _SK:
                 payloads.append(decode_encrypted(body, next_payload))
             else:
                 payloads.append(decode_encrypted_fragment(body, next_payload))
