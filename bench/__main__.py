@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from bench import environment, null_native, report
-from bench.control import flood, handshakes, held, wire
+from bench.control import flood, handshakes, held, storm, wire
 from bench.netns import allocations, updates
 from bench.netns.suite import FULL, QUICK, SMOKE, play, reference
 from bench.peers import registry
@@ -183,6 +183,7 @@ def _control(options: argparse.Namespace, output: Path) -> Path:
         found["held"] = held.measure(run, say=_say, compiled=compiled, peers=300 if smoke else held.PEERS)
         seconds = 2 if smoke else flood.SECONDS
         found["flood"] = flood.measure(run, say=_say, compiled=compiled, rate=flood.RATE, seconds=seconds)
+    found["storms"] = storm.measure(compiled, _say, 200 if smoke else storm.SPOKES)
     return _save(output, "control", found)
 
 

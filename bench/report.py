@@ -287,7 +287,7 @@ def _control(result: Result) -> list[str]:
         for row in result["rows"]
     ]  # fmt: skip
     lines = table(["dsvpn/wire", "interpreted, µs", "compiled, µs", "compiled is faster by"], rows)
-    for name, body in (("handshakes", _handshakes), ("held", _held), ("flood", _flood)):
+    for name, body in (("handshakes", _handshakes), ("held", _held), ("flood", _flood), ("storms", _storms)):
         if name in result:
             lines += ["", *body(result[name])]
     return lines
@@ -341,6 +341,28 @@ def _flood(found: Result) -> list[str]:
         *([name, str(count)] for name, count in sorted(found["counters"].items()) if count),
     ]
     return table(["flood", ""], rows)
+
+
+def _storms(storms: list[Result]) -> list[str]:
+    rows = [
+        [
+            f"{storm['spread_seconds']:g}",
+            f"{storm['seconds']:.1f}",
+            f"{storm['wait_p50_seconds']:.2f}",
+            f"{storm['wait_p99_seconds']:.2f}",
+            f"{storm['processor_seconds']:.1f}",
+            ", ".join(f"{kind} {work['seconds']:.1f} in {work['count']}" for kind, work in storm["work"].items()),
+            str(storm["longest_queue"]),
+            str(storm["lost"]),
+        ]
+        for storm in storms
+    ]
+    heads = ["all call within, s", "all registered after, s", "one waits, median, s", "p99, s",
+             "hub's processor, s", "of that, s, in how many", "longest queue", "lost"]  # fmt: skip
+    said = (
+        f"{storms[0]['spokes']} spokes return to a hub that has started anew: IKE with {storms[0]['suite']}, then NHRP."
+    )
+    return [said, "", *table(heads, rows)]
 
 
 def _nhrp(result: Result) -> list[str]:

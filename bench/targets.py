@@ -189,6 +189,7 @@ def _control(result: Result) -> Iterator[Verdict]:
         yield _Limit(1, True).judge(figure, value)
     yield from _held(result.get("held"))
     yield from _flood(result.get("flood"))
+    yield from _storms(result.get("storms"))
 
 
 def _held(held: Result | None) -> Iterator[Verdict]:
@@ -213,6 +214,17 @@ def _flood(flood: Result | None) -> Iterator[Verdict]:
     yield _Limit(2, False, " s").judge(f"{name}: slowest legitimate handshake", number("slowest_seconds"))
     growth = None if flood is None else 1 + flood["memory_growth_octets"] / flood["memory_octets"]
     yield _Limit(1.2, False).judge(f"{name}: memory after / before, newcomers included", growth)
+
+
+def _storms(storms: list[Result] | None) -> Iterator[Verdict]:
+    """All are back within a minute, whether they call in a rush or one after the other."""
+    by_spread = {storm["spread_seconds"]: storm for storm in storms or ()}
+    for spread, bound, words in ((60.0, 62, "over a minute"), (1.0, 60, "within a second")):
+        storm = by_spread.get(spread)
+        spokes = 10_000 if storm is None else storm["spokes"]
+        value = None if storm is None else storm["seconds"]
+        figure = f"{spokes:,} spokes return {words}: the last is registered after"
+        yield _Limit(bound, False, " s", 1).judge(figure, value)
 
 
 def _next_hop_server(result: Result) -> Iterator[Verdict]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bench import report
+from bench.control import storm
 from bench.control.bed import SUITES, ControlBed
 from bench.control.handshakes import start, turn
 from bench.control.responders import Dsvpn, Secrets
@@ -42,6 +43,26 @@ def test_the_page_says_what_is_missing() -> None:
     text = "\n".join(report._control(found(50.0, 100.0)))
     assert "| 0.50 |" in text
     assert "**charon, PSK, X25519 was not measured:** none" in text
+
+
+def test_a_storm_ends_with_everybody_registered() -> None:
+    found = storm.simulate(30, 0.5)
+    assert 0.5 <= found["seconds"] < storm.PATIENCE
+    assert found["work"]["NHRP"]["count"] >= 30
+    assert found["work"]["IKE"]["count"] >= 60
+    assert 0 < found["wait_p50_seconds"] <= found["wait_p99_seconds"]
+    assert found["ike"]["half_open"] == 0
+    text = "\n".join(report._storms([found]))
+    assert "| 0.5 |" in text
+
+
+@pytest.mark.parametrize(("seconds", "met"), [(59.9, True), (60.1, False)])
+def test_a_rush_is_over_within_a_minute(seconds: float, met: bool) -> None:
+    result = {"rows": [], "storms": [{"spread_seconds": 1.0, "spokes": 10_000, "seconds": seconds}]}
+    judged = {
+        verdict.figure: verdict.met for verdict in verdicts({"control": result}) if "spokes return" in verdict.figure
+    }
+    assert sorted(judged.values(), key=str) == sorted([met, None], key=str)
 
 
 @pytest.mark.root
