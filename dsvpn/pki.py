@@ -14,12 +14,12 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import cast
 
@@ -34,7 +34,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from dsvpn.errors import HostError, MisuseError
+from dsvpn.addresses import Prefix
+from dsvpn.errors import HostError, MisuseError, PeerError
+from dsvpn.ike.authentication import address_blocks
 from dsvpn.ike.authentication.signatures import PrivateKey
 from dsvpn.ike.identity import Identity, IdentityType
 
@@ -42,6 +44,7 @@ from dsvpn.ike.identity import Identity, IdentityType
 _BACKDATED = timedelta(minutes=10)
 _CRL_DAYS = 30
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
+_BLOCKS = x509.ObjectIdentifier(address_blocks.OID)
 _RESERVED = frozenset({"ca", "index"})
 
 
@@ -104,8 +107,11 @@ class Authority:
         self._index_file = directory / "index.json"
 
     @classmethod
-    def create(cls, directory: Path, name: str, algorithm: Algorithm, days: int, now: float) -> Authority:
-        """Make a CA in `directory`, which must not have one."""
+    def create(
+        cls, directory: Path, name: str, algorithm: Algorithm, days: int, now: float, prefixes: Iterable[str] = ()
+    ) -> Authority:
+        """Make a CA in `directory`, which must not have one. `prefixes` bound what it can delegate (RFC 3779)."""
+        blocks = _blocks(prefixes)
         authority = cls(directory)
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -119,6 +125,7 @@ class Authority:
             builder = _builder(subject, subject, key, days, now)
             builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             builder = builder.add_extension(_key_usage(authority=True), critical=True)
+            builder = builder if blocks is None else builder.add_extension(blocks, critical=True)
             certificate = _sign(builder, key)
             _write(authority.key_file, _encode_key(key), secret=True)
             _write(authority.certificate_file, certificate.public_bytes(Encoding.PEM))
@@ -134,8 +141,17 @@ class Authority:
             raise MisuseError(f"{directory} has no CA; make one with `dsvpn pki init {directory}`")
         return authority
 
-    def issue(self, name: str, identities: list[str], algorithm: Algorithm, days: int, now: float) -> tuple[Path, Path]:
-        """Make a gateway's key and certificate; gives their files."""
+    def issue(
+        self,
+        name: str,
+        identities: list[str],
+        algorithm: Algorithm,
+        days: int,
+        now: float,
+        prefixes: Iterable[str] = (),
+    ) -> tuple[Path, Path]:
+        """Make a gateway's key and certificate; gives their files. `prefixes`: what it may claim (RFC 3779)."""
+        blocks = _blocks(prefixes)
         certificate_file, key_file = self._files(name)
         names = [_alternative_name(text) for text in identities]
         with self._locked():
@@ -144,7 +160,7 @@ class Authority:
                     f"{name} has a certificate already; renew it with `dsvpn pki renew {self.directory} {name}`"
                 )
             key = algorithm.make_key()
-            certificate = self._issue(name, x509.SubjectAlternativeName(names), key, days, now)
+            certificate = self._issue(name, x509.SubjectAlternativeName(names), key, days, now, blocks)
             _write(key_file, _encode_key(key), secret=True)
             _write(certificate_file, certificate.public_bytes(Encoding.PEM))
         return certificate_file, key_file
@@ -160,7 +176,8 @@ class Authority:
             key = _load_key(key_file)
             if new_key:
                 key = Algorithm.of(key).make_key()
-            certificate = self._issue(name, names, key, days, now)
+            blocks = next((entry.value for entry in old.extensions if entry.oid == _BLOCKS), None)
+            certificate = self._issue(name, names, key, days, now, blocks)
             if new_key:
                 _write(key_file, _encode_key(key), secret=True)
             _write(certificate_file, certificate.public_bytes(Encoding.PEM))
@@ -197,7 +214,13 @@ class Authority:
     # -- inside ----------------------------------------------------------------------------------------------
 
     def _issue(
-        self, name: str, names: x509.SubjectAlternativeName, key: PrivateKey, days: int, now: float
+        self,
+        name: str,
+        names: x509.SubjectAlternativeName,
+        key: PrivateKey,
+        days: int,
+        now: float,
+        blocks: x509.ExtensionType | None,
     ) -> x509.Certificate:
         issuer_key = _load_key(self.key_file)
         issuer = x509.load_pem_x509_certificate(_read(self.certificate_file))
@@ -211,6 +234,10 @@ class Authority:
         purposes = [ExtendedKeyUsageOID.IPSEC_IKE, ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
         builder = builder.add_extension(names, critical=False)
+        if blocks is not None:
+            _check_delegation(blocks, issuer)
+            # RFC 3779 section 2.1: who does not understand it shall not take it for less than it says.
+            builder = builder.add_extension(blocks, critical=True)
         key_identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         builder = builder.add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(key_identifier), critical=False
@@ -315,6 +342,26 @@ def _alternative_name(text: str) -> x509.GeneralName:
         case IdentityType.IPV4_ADDR | IdentityType.IPV6_ADDR:
             return x509.IPAddress(ip_address(identity.data))
     raise MisuseError(f"{text[:80]!r} is no subject alternative name; give a name, user@host or an address")
+
+
+def _blocks(prefixes: Iterable[str]) -> x509.UnrecognizedExtension | None:
+    parsed: list[Prefix] = []
+    for text in prefixes:
+        try:
+            parsed.append(ip_network(text))
+        except ValueError:
+            raise MisuseError(f"{text[:80]!r} is no prefix; write one like 172.16.1.0/24, or an address") from None
+    return x509.UnrecognizedExtension(_BLOCKS, address_blocks.encode(parsed)) if parsed else None
+
+
+def _check_delegation(blocks: x509.ExtensionType, issuer: x509.Certificate) -> None:
+    held = next((entry.value for entry in issuer.extensions if entry.oid == _BLOCKS), None)
+    if held is None:
+        return
+    try:
+        address_blocks.decode(blocks.public_bytes()).within(address_blocks.decode(held.public_bytes()))
+    except PeerError as error:
+        raise MisuseError(f"the new certificate {error}; choose prefixes within those of the CA") from None
 
 
 def _encode_key(key: PrivateKey) -> bytes:

@@ -19,6 +19,9 @@ pki = typer.Typer(
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The directory of the CA.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The gateway's name, such as spoke1.example.net.")]
 Days = typer.Option(min=1, max=36500, help="Days until it expires.")
+Prefixes = typer.Option(
+    help="A tunnel address or prefix that the gateway may claim (RFC 3779); several are possible. Default: not said."
+)
 AlgorithmOption = Annotated[Algorithm, typer.Option("--algorithm", help="The kind of key.")]
 
 
@@ -28,9 +31,12 @@ def init(
     name: Annotated[str, typer.Option(help="What the CA calls itself.")] = "dsvpn CA",
     algorithm: AlgorithmOption = Algorithm.ECDSA_P256,
     days: Annotated[int, Days] = 3650,
+    prefix: Annotated[
+        list[str] | None, typer.Option(help="A prefix within which those of its gateways lie (RFC 3779). Default: any.")
+    ] = None,
 ) -> None:
     """Make a CA: its key, its certificate and an empty revocation list."""
-    authority = Authority.create(directory, name, algorithm, days, time.time())
+    authority = Authority.create(directory, name, algorithm, days, time.time(), prefix or ())
     typer.echo(f"{authority.certificate_file}: the CA certificate, for `ca` of every gateway")
     typer.echo(f"{authority.crl_file}: its revocation list, for `crl` of every gateway; make it anew before it expires")
     typer.echo(f"{authority.key_file}: the CA key; whoever has it can be any gateway: keep it away from them")
@@ -46,11 +52,12 @@ def issue(
             help="An identity of the gateway: a name, user@host or an address; several are possible. Default: NAME."
         ),
     ] = None,
+    prefix: Annotated[list[str] | None, Prefixes] = None,
     algorithm: AlgorithmOption = Algorithm.ECDSA_P256,
     days: Annotated[int, Days] = 397,
 ) -> None:
     """Make a gateway's key and certificate."""
-    certificate, key = Authority.open(directory).issue(name, san or [name], algorithm, days, time.time())
+    certificate, key = Authority.open(directory).issue(name, san or [name], algorithm, days, time.time(), prefix or ())
     typer.echo(f"{certificate}: for `certificate` of the gateway")
     typer.echo(f"{key}: for its `private_key`")
 

@@ -26,19 +26,28 @@ class Authorizer:
                 self._patterns.append((identity, grant))
         self._configured = bool(config.authorize)
 
-    def claim(self, identity: Identity | None, certified: tuple[Prefix, ...]) -> Claim | None:
-        """What a peer may claim; `certified` is what its certificate carries. None without an identity: plain GRE."""
+    def claim(
+        self,
+        identity: Identity | None,
+        certified: tuple[Prefix, ...],
+        delegated: tuple[Prefix, ...] | None = None,
+    ) -> Claim | None:
+        """What a peer may claim. `certified`: the addresses in its certificate; `delegated`: the prefixes that this
+        holds by RFC 3779, None if it does not say. None without an identity: plain GRE."""
         if identity is None:
             return None
         name = _name(identity)
         if not self._configured:
             own = tuple(prefix for prefix in certified if any(_inside(prefix, network) for network in self._networks))
             # Addresses in the certificate that are none of this tunnel say nothing about it: the NBMA address is one.
+            if delegated is not None:
+                # An authority that delegates addresses says which: all of them.
+                return Claim(name, own + delegated, own + delegated)
             return Claim(name, own or None)
         grant = self._grant(identity)
         if grant is None:
             return Claim(name, (), ())
-        prefixes = grant.prefixes + (certified if grant.certificate else ())
+        prefixes = grant.prefixes + (certified + (delegated or ()) if grant.certificate else ())
         return Claim(name, prefixes, prefixes)
 
     def _grant(self, identity: Identity) -> Grant | None:

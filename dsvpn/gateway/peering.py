@@ -300,7 +300,7 @@ class Peering:
         """Where the peer is, and what it has proved."""
         for name, adjacency in peer.adjacencies.items():
             tunnel = self.tunnels[name]
-            claim = tunnel.authorizer.claim(peer.proved, peer.certified)
+            claim = tunnel.authorizer.claim(peer.proved, peer.certified, peer.delegated)
             tunnel.nhrp.peer_up(peer.nbma, adjacency, now, claim)
         self.sources.start_anew(peer)
 
@@ -412,14 +412,15 @@ class Peering:
                 self.ike.delete(older, now, "the peer has started anew")
         peer.ike_sas.append(event.ike_sa)
         peer.identity = event.remote_identity
-        proof, peer.proved, peer.certified = (peer.proved, peer.certified), event.identity, event.certified
+        proof = (peer.proved, peer.certified, peer.delegated)
+        peer.proved, peer.certified, peer.delegated = event.identity, event.certified, event.delegated
         if event.remote_claimed is not None:
             peer.private_nbma = event.remote_claimed
         peer.local_nat, peer.remote_nat = event.local_nat, event.remote_nat
         peer.failures = 0
         peer.last_error = ""
         self._established[event.ike_sa] = now
-        if peer.up and proof != (peer.proved, peer.certified):
+        if peer.up and proof != (peer.proved, peer.certified, peer.delegated):
             # Another certificate may give it other addresses.
             self._tell_nhrp(peer, now)
         if event.initiator:

@@ -66,9 +66,11 @@ class Peer:
     remote_nat: bool = False
     since: float | None = None
     packets: dict[str, tuple[int, int]] = field(default_factory=dict)
-    #: The identity that the youngest IKE SA has proved, and the addresses in its certificate.
+    #: The identity that the youngest IKE SA has proved, the addresses in its certificate, and the prefixes that this
+    #: holds by RFC 3779.
     proved: Identity | None = None
     certified: tuple[Prefix, ...] = ()
+    delegated: tuple[Prefix, ...] | None = None
 
     @property
     def up(self) -> bool:

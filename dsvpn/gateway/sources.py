@@ -125,7 +125,7 @@ class Sources:
     def _tell(self, tunnel: Tunnel, peer: Peer, adjacency: int) -> None:
         kinds = {kind for (name, _), kind in peer.needs.items() if name == tunnel.name}
         found = tuple(self._found.get(adjacency, ()))
-        claim = tunnel.authorizer.claim(peer.proved, peer.certified)
+        claim = tunnel.authorizer.claim(peer.proved, peer.certified, peer.delegated)
         if kinds & {"nhs", "static"}:
             command = SetSources(adjacency, "any", ())
         elif claim is not None and claim.prefixes is not None:

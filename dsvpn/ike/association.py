@@ -205,6 +205,7 @@ class Association:
                 remote_claimed,
                 self.remote_identity,
                 () if self.proved is None else self.proved.addresses,
+                None if self.proved is None else self.proved.delegated,
             )
         )
 

@@ -31,6 +31,7 @@ class IkeSaEstablished:
     #: `remote_identity` as the peer has proved it, and the addresses that the certificate carries with which it did.
     identity: Identity | None = None
     certified: tuple[Prefix, ...] = ()
+    delegated: tuple[Prefix, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

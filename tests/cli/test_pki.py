@@ -5,10 +5,12 @@ from __future__ import annotations
 import stat
 import subprocess
 import time
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
@@ -17,6 +19,7 @@ from dsvpn.config import load_config
 from dsvpn.config.credentials import Material
 from dsvpn.errors import HostError, MisuseError
 from dsvpn.gateway.status import certificates
+from dsvpn.ike.authentication.certificate import parse
 from dsvpn.ike.authentication.trust import TrustStore
 from dsvpn.ike.identity import Identity
 from dsvpn.observe.tables import render
@@ -128,6 +131,28 @@ def test_openssl_agrees(directory: Path) -> None:
     good("revoke", directory, "gw")
     done = subprocess.run(check, capture_output=True, text=True)
     assert "certificate revoked" in done.stderr
+
+
+def test_prefixes_that_a_gateway_may_claim(tmp_path: Path) -> None:
+    directory = tmp_path / "pki"
+    good("init", directory, "--prefix", "10.0.0.0/24", "--prefix", "172.16.0.0/12", "--prefix", "fd00::/8")
+    good("issue", directory, "gw", "--prefix", "10.0.0.11", "--prefix", "172.16.1.0/24", "--prefix", "fd00::11")
+    wanted = tuple(map(ip_network, ("10.0.0.11/32", "172.16.1.0/24", "fd00::11/128")))
+    for _ in range(2):
+        blocks = parse(certificate(directory, "gw").public_bytes(Encoding.DER)).blocks
+        assert blocks is not None
+        assert blocks.prefixes() == wanted
+        good("renew", directory, "gw")
+    check = ["openssl", "verify", "-CAfile", str(directory / "ca.crt"), str(directory / "gw.crt")]
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert done.stdout.strip().endswith("OK"), done.stderr
+    shown = subprocess.run(
+        ["openssl", "x509", "-noout", "-text", "-in", str(directory / "gw.crt")], capture_output=True, text=True
+    )
+    assert "10.0.0.11/32" in shown.stdout
+    assert "issuer does not have" in wrong("issue", directory, "far", "--prefix", "10.1.0.0/16")
+    assert "is no prefix" in wrong("issue", directory, "far", "--prefix", "10.0.0.11/24")
+    assert not (directory / "far.crt").exists()
 
 
 def test_revocation_reaches_a_gateway(directory: Path) -> None:

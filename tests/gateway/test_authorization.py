@@ -40,6 +40,16 @@ def test_without_rules_tunnel_addresses_in_the_certificate_bind() -> None:
     assert authorizer().claim(S1, nets("192.0.2.11/32")) == Claim("s1.example.net")
 
 
+def test_delegated_prefixes_say_everything_unless_there_are_rules() -> None:
+    delegated = nets("10.0.0.11/32", "172.16.1.0/24")
+    assert authorizer().claim(S1, nets("192.0.2.11/32"), delegated) == Claim("s1.example.net", delegated, delegated)
+    assert authorizer().claim(S1, (), ()) == Claim("s1.example.net", (), ())
+    rules = authorizer(s1_example_net="certificate", s2_example_net="10.0.0.12")
+    assert rules.claim(S1, (), delegated) == Claim("s1.example.net", delegated, delegated)
+    other = nets("10.0.0.12/32")
+    assert rules.claim(Identity.parse("s2.example.net"), (), delegated) == Claim("s2.example.net", other, other)
+
+
 def test_rules_say_everything() -> None:
     rules = authorizer(
         s1_example_net=["10.0.0.11", "172.16.1.0/24"], **{"*.example.net": "certificate", "*": ["10.0.0.99"]}

@@ -14,7 +14,8 @@ from cryptography.x509 import NameConstraints
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from dsvpn.errors import MisuseError, PeerError
-from dsvpn.ike.authentication import name_constraints
+from dsvpn.ike.authentication import address_blocks, name_constraints
+from dsvpn.ike.authentication.address_blocks import AddressBlocks
 from dsvpn.ike.authentication.signatures import PublicKey, key_kind
 from dsvpn.ike.identity import Identity, IdentityType
 
@@ -78,6 +79,7 @@ class Certificate:
     refusal: str
     #: What an authority may vouch for; None for everything.
     constraints: NameConstraints | None = None
+    blocks: AddressBlocks | None = None
 
     @property
     def key_hash(self) -> bytes:
@@ -136,6 +138,7 @@ def _parse(certificate: x509.Certificate, der: bytes) -> Certificate:
     usage = _find(extensions, x509.KeyUsage)
     purposes = _find(extensions, x509.ExtendedKeyUsage)
     subject = certificate.subject.public_bytes()
+    blocks, refusal = _blocks(extensions)
     return Certificate(
         certificate,
         der,
@@ -156,8 +159,9 @@ def _parse(certificate: x509.Certificate, der: bytes) -> Certificate:
         may_sign_crls=usage is None or usage.crl_sign,
         usable=purposes is None or any(purpose in _USAGES for purpose in purposes),
         identities=tuple(_identities(extensions, subject)),
-        refusal=_refusal(certificate, extensions, constraints is not None and constraints.ca, der),
+        refusal=refusal or _refusal(certificate, extensions, constraints is not None and constraints.ca, der),
         constraints=_find(extensions, x509.NameConstraints),
+        blocks=blocks,
     )
 
 
@@ -176,9 +180,22 @@ def _refusal(certificate: x509.Certificate, extensions: x509.Extensions, is_ca: 
         if isinstance(extension.value, x509.NameConstraints):
             if problem := name_constraints.refusal(extension.value, is_ca, der):
                 return problem
+        elif extension.oid.dotted_string == address_blocks.OID:
+            continue
         elif extension.critical and not isinstance(extension.value, _KNOWN):
             return f"has the critical extension {extension.oid.dotted_string}, which is not supported"
     return ""
+
+
+def _blocks(extensions: x509.Extensions) -> tuple[AddressBlocks | None, str]:
+    """The addresses that the certificate delegates, and what is wrong with them."""
+    for extension in extensions:
+        if extension.oid.dotted_string == address_blocks.OID:
+            try:
+                return address_blocks.decode(extension.value.public_bytes()), ""
+            except PeerError as error:
+                return None, f"{error} (RFC 3779 address blocks)"
+    return None, ""
 
 
 def _find(extensions: x509.Extensions, kind: type[_T]) -> _T | None:

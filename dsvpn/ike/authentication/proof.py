@@ -17,7 +17,7 @@ from dsvpn.ike.auth import shared_key_mic, signed_octets, verify_shared_key_mic
 from dsvpn.ike.authentication import signatures
 from dsvpn.ike.authentication.credentials import describe
 from dsvpn.ike.authentication.name_constraints import check_identity
-from dsvpn.ike.authentication.trust import CertificatePath, TrustStore
+from dsvpn.ike.authentication.trust import CertificatePath, TrustStore, delegated_to
 from dsvpn.ike.identity import Identity, IdentityType, best_match
 from dsvpn.ike.profile import IkeProfile
 from dsvpn.ike.task import Payloads
@@ -47,6 +47,12 @@ class Proved:
             return ()
         kinds = (IdentityType.IPV4_ADDR, IdentityType.IPV6_ADDR)
         return tuple(ip_network(name.data) for name in self.path[0].identities if name.kind in kinds)
+
+    @property
+    def delegated(self) -> tuple[Prefix, ...] | None:
+        """The prefixes that the peer's certificate holds by RFC 3779, None if it does not say."""
+        blocks = delegated_to(self.path) if self.path else None
+        return None if blocks is None else blocks.prefixes()
 
 
 def octets_to_sign(sa: IkeSa, by_initiator: bool, identity: Identification) -> bytes:

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Final
 
 from dsvpn.errors import MisuseError, PeerError
+from dsvpn.ike.authentication.address_blocks import AddressBlocks, delegated
 from dsvpn.ike.authentication.certificate import Certificate, parse
 from dsvpn.ike.authentication.name_constraints import check_names
 from dsvpn.ike.authentication.revocation import Crl
@@ -112,6 +113,7 @@ class TrustStore:
                 for authority in path[1:]:
                     authority.check_validity(now)
                 check_names(path)
+                delegated_to(path)
                 self.check_revocation(path, now)
             except PeerError as error:
                 problems.append(error)
@@ -166,6 +168,15 @@ class TrustStore:
                 and budget.signed(last, authority)
             ):
                 yield from self._paths((*path, authority), others, budget)
+
+
+def delegated_to(path: CertificatePath) -> AddressBlocks | None:
+    """The addresses that the path delegates to the holder of its first certificate, None if that has no such
+    extension. PeerError if a certificate has more than was delegated to its issuer (RFC 3779 section 2.3)."""
+    try:
+        return delegated([certificate.blocks for certificate in path])
+    except PeerError as error:
+        raise PeerError(f"certificate {path[0].name}, or an authority above it, {error} (RFC 3779)") from None
 
 
 def authority_problem(certificate: Certificate) -> str:
