@@ -16,6 +16,9 @@ from dsvpn.addresses import Address, Path, Prefix
 #: GRE (protocol 47).
 Encapsulation = Literal["udp", "esp", "esp-tunnel", "gre"]
 
+#: Members of a group of next hops.
+MAX_GROUP = 8
+
 
 @dataclass(frozen=True, slots=True)
 class SetAdjacency:
@@ -50,6 +53,17 @@ class SetNextHop:
     next_hop: int
     adjacency: int | None
     resolve: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SetNextHopGroup:
+    """Make or change a next hop that stands for several others, at most `MAX_GROUP`: each flow keeps to one of them.
+
+    No member is a group itself, and none is removed before the group is.
+    """
+
+    next_hop: int
+    members: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +204,7 @@ Command = (
     SetAdjacency
     | RemoveAdjacency
     | SetNextHop
+    | SetNextHopGroup
     | RemoveNextHop
     | SetRoute
     | RemoveRoute

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from dsvpn.addresses import Address
+from dsvpn.commands import MAX_GROUP
 from dsvpn.config.authorize import Authorize
 from dsvpn.config.fields import (
     AddressField,
@@ -163,17 +164,33 @@ class NhrpSection(_Section):
         return value
 
 
+def _via(value: object) -> object:
+    if not isinstance(value, list):
+        return parse_address(value)
+    if not 1 <= len(value) <= MAX_GROUP:
+        raise ValueError(f"{len(value)} gateways; write 1 to {MAX_GROUP}")
+    gateways = tuple(dict.fromkeys(parse_address(item) for item in value))
+    return gateways[0] if len(gateways) == 1 else gateways
+
+
 class RouteSection(_Section):
     """One entry of `routes`: a static route into the tunnel, made when it comes up."""
 
     prefix: PrefixField
-    via: AddressField
-    """Tunnel address of the gateway that has the prefix (a hub's for a summary)."""
+    via: Annotated[Address | tuple[Address, ...], BeforeValidator(_via)]
+    """Tunnel address of the gateway that has the prefix (a hub's for a summary), or of several, over which flows are
+    distributed."""
+
+    @property
+    def gateways(self) -> tuple[Address, ...]:
+        """`via` as a list."""
+        return self.via if isinstance(self.via, tuple) else (self.via,)
 
     @model_validator(mode="after")
     def _one_family(self) -> Self:
-        if self.prefix.version != self.via.version:
-            raise ValueError(f"{self.prefix} and {self.via} are of different families; write both in one")
+        for gateway in self.gateways:
+            if self.prefix.version != gateway.version:
+                raise ValueError(f"{self.prefix} and {gateway} are of different families; write both in one")
         return self
 
 

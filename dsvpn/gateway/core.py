@@ -17,7 +17,7 @@ from dsvpn.config.credentials import Material
 from dsvpn.config.model import Config
 from dsvpn.gateway import status
 from dsvpn.gateway.events import GatewayEvent, Level
-from dsvpn.gateway.forwarding import RouteSource
+from dsvpn.gateway.forwarding import RouteSource, Via
 from dsvpn.gateway.ids import IdPool
 from dsvpn.gateway.names import NamedServer, NamedServers
 from dsvpn.gateway.nat import near, wants_punch
@@ -146,7 +146,8 @@ class Gateway:
         network = self.tunnels[tunnel]
         known = network.forwarding.find(next_hop)
         if known is not None:
-            network.nhrp.handle_miss(destination if known.address is None else known.address, now)
+            wanted = destination if known.address is None or isinstance(known.address, tuple) else known.address
+            network.nhrp.handle_miss(wanted, now)
             self._settle(now)
 
     def handle_redirect(self, tunnel: str, adjacency: int, head: bytes, now: float) -> None:
@@ -215,7 +216,7 @@ class Gateway:
             self.peering.call_wanted(network, now)
         self._settle(now)
 
-    def route_added(self, tunnel: str, prefix: Prefix, next_hop: Address | None, now: float) -> None:
+    def route_added(self, tunnel: str, prefix: Prefix, next_hop: Via, now: float) -> None:
         """The kernel routes `prefix` into the tunnel (None: on-link)."""
         self.tunnels[tunnel].forwarding.set_route(RouteSource.KERNEL, prefix, next_hop)
         self._settle(now)

@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from dsvpn.addresses import Address, Prefix
-from dsvpn.commands import Command, RemoveNextHop, RemoveRoute, SetNextHop, SetRoute
+from dsvpn.commands import Command, RemoveNextHop, RemoveRoute, SetNextHop, SetNextHopGroup, SetRoute
 from dsvpn.gateway.ids import IdPool
 from dsvpn.nhrp.shortcut import network
 
@@ -33,21 +33,28 @@ class Target(NamedTuple):
     resolve: bool
 
 
-#: A next hop's address, and whether it is for the packets to that address itself.
-_Key = tuple[Address | None, bool]
+#: Where a route leads: a next hop's address, None for destinations that are their own next hop, or several addresses
+#: of equal worth, among which flows are distributed.
+Via = Address | tuple[Address, ...] | None
+#: The same, and whether it is for the packets to that address itself.
+_Key = tuple[Via, bool]
+#: A group's own target: its members have targets of their own.
+_NOWHERE = Target(None, resolve=False)
 
 
 @dataclass(slots=True)
 class NextHop:
     """A next hop of the FIB. `address` None stands for destinations that are their own next hop (on-link).
 
-    `own`: for packets to that very gateway, which no other can stand in for.
+    `own`: for packets to that very gateway, which no other can stand in for. `members`: of a group. `routes`: the
+    routes and groups that use it.
     """
 
     next_hop: int
-    address: Address | None
+    address: Via
     own: bool
     target: Target
+    members: tuple[NextHop, ...] = ()
     routes: int = 0
 
 
@@ -79,7 +86,7 @@ class Forwarding:
         self._by_address: dict[_Key, NextHop] = {}
         self._by_id: dict[int, NextHop] = {}
 
-    def set_route(self, source: RouteSource, prefix: Prefix, next_hop: Address | None, *, own: bool = False) -> None:
+    def set_route(self, source: RouteSource, prefix: Prefix, next_hop: Via, *, own: bool = False) -> None:
         """`source` says that `prefix` is behind `next_hop` (None: each destination is its own next hop). `own`: it is
         the next hop's own address."""
         entry = self._entries.setdefault(prefix, _Entry())
@@ -146,10 +153,16 @@ class Forwarding:
     def _acquire(self, key: _Key) -> NextHop:
         next_hop = self._by_address.get(key)
         if next_hop is None:
-            next_hop = NextHop(self._ids.take(), *key, self._target(*key))
+            address, own = key
+            if isinstance(address, tuple):
+                members = tuple(self._acquire((member, False)) for member in address)
+                next_hop = NextHop(self._ids.take(), address, own, _NOWHERE, members)
+                self._emit(SetNextHopGroup(next_hop.next_hop, tuple(member.next_hop for member in members)))
+            else:
+                next_hop = NextHop(self._ids.take(), address, own, self._target(address, own))
+                self._emit(SetNextHop(next_hop.next_hop, *next_hop.target))
             self._by_address[key] = next_hop
             self._by_id[next_hop.next_hop] = next_hop
-            self._emit(SetNextHop(next_hop.next_hop, *next_hop.target))
         next_hop.routes += 1
         return next_hop
 
@@ -160,8 +173,12 @@ class Forwarding:
             del self._by_id[next_hop.next_hop]
             self._emit(RemoveNextHop(next_hop.next_hop))
             self._ids.give(next_hop.next_hop)
+            for member in next_hop.members:
+                self._release(member)
 
     def _point(self, next_hop: NextHop) -> None:
+        if isinstance(next_hop.address, tuple):
+            return
         target = self._target(next_hop.address, next_hop.own)
         if target != next_hop.target:
             next_hop.target = target

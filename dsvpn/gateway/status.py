@@ -13,6 +13,7 @@ from dsvpn.gateway.nat import explain
 if TYPE_CHECKING:
     from dsvpn.config.credentials import Material
     from dsvpn.gateway.core import Gateway
+    from dsvpn.gateway.forwarding import NextHop
     from dsvpn.gateway.peers import Peer
     from dsvpn.gateway.tunnel import Tunnel
 
@@ -187,22 +188,25 @@ def _peer(gateway: Gateway, peer: Peer, now: float) -> dict[str, Any]:
 def _routes(tunnel: Tunnel) -> list[dict[str, Any]]:
     listed = []
     for prefix, source, next_hop in tunnel.forwarding.routes():
-        mapping = tunnel.mappings.get(next_hop.address) if next_hop.address is not None else None
-        peer = None if mapping is None else mapping.peer
-        if next_hop.target.adjacency is None:
-            path = "none"
-        elif peer is not None and peer.adjacencies[tunnel.name] == next_hop.target.adjacency:
-            path = "direct"
-        else:
-            path = "hub"
+        ways = next_hop.members or (next_hop,)
+        paths = {_path_of(tunnel, way) for way in ways}
         listed.append(
             {
                 "tunnel": tunnel.name,
                 "prefix": str(prefix),
                 "source": source.name.lower(),
-                "next_hop": None if next_hop.address is None else str(next_hop.address),
-                "adjacency": next_hop.target.adjacency,
-                "path": path,
+                "next_hop": ", ".join(str(way.address) for way in ways) if next_hop.address is not None else None,
+                "adjacency": ways[0].target.adjacency,
+                "path": paths.pop() if len(paths) == 1 else "hub",
             }
         )
     return listed
+
+
+def _path_of(tunnel: Tunnel, next_hop: NextHop) -> str:
+    address = next_hop.address
+    mapping = None if address is None or isinstance(address, tuple) else tunnel.mappings.get(address)
+    peer = None if mapping is None else mapping.peer
+    if next_hop.target.adjacency is None:
+        return "none"
+    return "direct" if peer is not None and peer.adjacencies[tunnel.name] == next_hop.target.adjacency else "hub"

@@ -31,6 +31,7 @@ from dsvpn.commands import (
     SetAdjacency,
     SetMulticast,
     SetNextHop,
+    SetNextHopGroup,
     SetOutboundSa,
     SetRoute,
     SetSources,
@@ -166,6 +167,8 @@ class Commander:
                 plane.remove_adjacency(adjacency)
             case SetNextHop(next_hop, adjacency_or_none, resolve):
                 plane.set_next_hop(next_hop, adjacency_or_none, resolve)
+            case SetNextHopGroup(next_hop, members):
+                plane.set_next_hop_group(next_hop, list(members))
             case RemoveNextHop(next_hop):
                 plane.remove_next_hop(next_hop)
             case SetRoute(tunnel, prefix, next_hop):

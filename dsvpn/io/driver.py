@@ -184,7 +184,7 @@ class Driver:
         undo.callback(self._dataplane.remove_tunnel, identifier)
         self._commander.add_tunnel(name, identifier)
         source = self._find_source(tunnel)
-        routes = [(route.prefix, route.via) for route in tunnel.routes]
+        routes = [(route.prefix, route.gateways) for route in tunnel.routes]
         self._netlink.add_tunnel(name, tunnel.addresses, self._device_mtu(tunnel, source), routes)
         for version in sorted({interface.version for interface in tunnel.addresses}):
             if not forwards(version):

@@ -18,7 +18,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from dsvpn.addresses import Address, Prefix
 from dsvpn.errors import HostError
 from dsvpn.io.guards import Guards
-from dsvpn.io.routes import OWN_PROTOCOL, RouteChange, RouteMirror
+from dsvpn.io.routes import OWN_PROTOCOL, RouteChange, RouteMirror, Via
 from dsvpn.io.rtnetlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -65,7 +65,7 @@ class _Device:
     name: str
     index: int
     addresses: tuple[Interface, ...]
-    static_routes: tuple[tuple[Prefix, Address], ...]
+    static_routes: tuple[tuple[Prefix, tuple[Address, ...]], ...]
     shortcuts: dict[Prefix, Address | None] = field(default_factory=dict)
     up: bool = True
 
@@ -109,9 +109,10 @@ class Netlink:
         name: str,
         addresses: Iterable[Interface],
         mtu: int,
-        routes: Iterable[tuple[Prefix, Address]] = (),
+        routes: Iterable[tuple[Prefix, tuple[Address, ...]]] = (),
     ) -> None:
-        """Set up the tunnel device `name`, which exists: addresses, MTU in octets, up, static routes (prefix, via)."""
+        """Set up the tunnel device `name`, which exists: addresses, MTU in octets, up, static routes (prefix, its
+        gateways)."""
         self._load_addresses()
         index = self._addresses.index(name)
         if index is None:
@@ -192,14 +193,21 @@ class Netlink:
                 f"{device.name}: cannot write the shortcut {prefix} via {via or 'the link'}: {error.strerror}"
             ) from None
 
-    def _write_static(self, device: _Device, prefix: Prefix, via: Address) -> None:
+    def _write_static(self, device: _Device, prefix: Prefix, via: tuple[Address, ...]) -> None:
         # Without NLM_F_REPLACE: a route that the operator or a daemon has already is theirs.
-        message = self._route(device, prefix, via, _RTPROT_STATIC, None)
+        message = self._route(device, prefix, via[0], _RTPROT_STATIC, None)
+        if len(via) > 1:
+            way = {"oif": device.index, "flags": RTNH_F_ONLINK, "hops": 0}
+            ways = [way | {"attrs": [("RTA_GATEWAY", str(gateway))]} for gateway in via]
+            message["flags"] = 0
+            message["attrs"] = [message["attrs"][0], ("RTA_MULTIPATH", ways)]
         try:
             self._requests.change(RTM_NEWROUTE, message, NLM_F_CREATE | NLM_F_EXCL)
         except OSError as error:
             reason = "the kernel has another route for it" if error.errno == errno.EEXIST else error.strerror
-            raise HostError(f"{device.name}: cannot add the route {prefix} via {via}: {reason}") from None
+            raise HostError(
+                f"{device.name}: cannot add the route {prefix} via {', '.join(map(str, via))}: {reason}"
+            ) from None
 
     @staticmethod
     def _route(device: _Device, prefix: Prefix, via: Address | None, protocol: int, metric: int | None) -> Any:
@@ -282,7 +290,7 @@ class Netlink:
         for prefix, shortcut in device.shortcuts.items():
             self._write_shortcut(device, prefix, shortcut)
 
-    def routes(self, tunnel: str) -> dict[Prefix, Address | None]:
+    def routes(self, tunnel: str) -> dict[Prefix, Via]:
         """The mirrored routes of a tunnel with their next hops."""
         return self._mirror.best(tunnel)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from dsvpn.addresses import Address, Prefix
+from dsvpn.commands import MAX_GROUP
 from dsvpn.io.rtnetlink import RT_TABLE_LOCAL, RT_TABLE_MAIN, RTN_UNICAST, KernelRoute
 
 #: The protocol number of the routes that this gateway writes by itself, and so does not mirror. Not RTPROT_NHRP (191):
@@ -20,11 +21,12 @@ OWN_PROTOCOL = 147
 
 @dataclass(frozen=True, slots=True)
 class RouteAdded:
-    """A prefix goes into a tunnel, by `next_hop` (None: on-link). Said again when its next hop changes."""
+    """A prefix goes into a tunnel, by `next_hop` (None: on-link; several: flows are distributed). Said again when its
+    next hop changes."""
 
     tunnel: str
     prefix: Prefix
-    next_hop: Address | None
+    next_hop: Via
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,10 @@ class RouteRemoved:
 RouteChange = RouteAdded | RouteRemoved
 
 
+#: The gateway of a route, None for one on-link, or the gateways of a multipath route.
+Via = Address | tuple[Address, ...] | None
+
+
 class _Rank(NamedTuple):
     """The order in which the kernel prefers routes of one prefix: the table first, then the metric."""
 
@@ -47,11 +53,38 @@ class _Rank(NamedTuple):
     tos: int
 
 
-_Candidates = dict[tuple[_Rank, Address | None], None]
+#: A route's rank and its gateways through the tunnel.
+_Candidates = dict[tuple[_Rank, tuple[Address | None, ...]], None]
 
 
 def _rank(route: KernelRoute) -> _Rank:
     return _Rank(route.table != RT_TABLE_MAIN, route.table, route.metric, route.tos)
+
+
+def _ways(route: KernelRoute, device: int) -> list[tuple[Address | None, ...]]:
+    """The gateways of a route through a device, as the candidates that they make.
+
+    IPv4 routes are replaced and removed as a whole. IPv6 has one route for each gateway, and those of one metric are
+    one multipath route.
+    """
+    gateways = tuple(hop.gateway for hop in route.hops_through(device))
+    if route.prefix.version == 6:
+        return [(gateway,) for gateway in gateways]
+    return [gateways] if gateways else []
+
+
+def _via(candidates: _Candidates) -> Via:
+    """What the kernel would follow."""
+    # Among IPv4 routes of one metric the first that came stays, so that a sibling moves no traffic.
+    rank, gateways = min(candidates, key=lambda candidate: candidate[0])
+    several = {address: None for address in gateways if address is not None}
+    for other, (gateway, *_) in candidates:
+        if other == rank and gateway is not None and gateway.version == 6:
+            several[gateway] = None
+    if len(several) < 2 or None in gateways:
+        return gateways[0]
+    # In one order whatever the order in which they came, so that flows stay where they are.
+    return tuple(sorted(several, key=int)[:MAX_GROUP])
 
 
 def is_mirrored(route: KernelRoute) -> bool:
@@ -75,7 +108,7 @@ class RouteMirror:
     def __init__(self) -> None:
         self._tunnels: dict[int, str] = {}
         self._routes: dict[str, dict[Prefix, _Candidates]] = {}
-        self._best: dict[str, dict[Prefix, Address | None]] = {}
+        self._best: dict[str, dict[Prefix, Via]] = {}
 
     def add_tunnel(self, name: str, device: int) -> None:
         """Mirror the routes of a device from now on."""
@@ -83,7 +116,7 @@ class RouteMirror:
         self._routes[name] = {}
         self._best[name] = {}
 
-    def best(self, tunnel: str) -> dict[Prefix, Address | None]:
+    def best(self, tunnel: str) -> dict[Prefix, Via]:
         """The mirrored prefixes of a tunnel with their next hops."""
         return dict(self._best[tunnel])
 
@@ -95,12 +128,12 @@ class RouteMirror:
         rank = _rank(route)
         for device, tunnel in self._tunnels.items():
             candidates = self._routes[tunnel].get(route.prefix)
-            hop = route.hop_through(device)
+            ways = _ways(route, device)
             if candidates is not None and replaces:
                 for candidate in [candidate for candidate in candidates if candidate[0] == rank]:
                     del candidates[candidate]
-            if hop is not None:
-                self._routes[tunnel].setdefault(route.prefix, {})[rank, hop.gateway] = None
+            if ways:
+                self._routes[tunnel].setdefault(route.prefix, {}).update(((rank, way), None) for way in ways)
             elif candidates is None:
                 continue
             changes.extend(self._settle(tunnel, route.prefix))
@@ -112,10 +145,11 @@ class RouteMirror:
         if not is_mirrored(route):
             return changes
         for device, tunnel in self._tunnels.items():
-            hop = route.hop_through(device)
+            ways = _ways(route, device)
             candidates = self._routes[tunnel].get(route.prefix)
-            if hop is not None and candidates is not None:
-                candidates.pop((_rank(route), hop.gateway), None)
+            if ways and candidates is not None:
+                for way in ways:
+                    candidates.pop((_rank(route), way), None)
                 changes.extend(self._settle(tunnel, route.prefix))
         return changes
 
@@ -124,9 +158,8 @@ class RouteMirror:
         device = next(index for index, name in self._tunnels.items() if name == tunnel)
         fresh: dict[Prefix, _Candidates] = {}
         for route in routes:
-            hop = route.hop_through(device)
-            if hop is not None and is_mirrored(route):
-                fresh.setdefault(route.prefix, {})[_rank(route), hop.gateway] = None
+            if is_mirrored(route) and (ways := _ways(route, device)):
+                fresh.setdefault(route.prefix, {}).update(((_rank(route), way), None) for way in ways)
         stale = self._routes[tunnel].keys() - fresh.keys()
         self._routes[tunnel] = fresh
         changes: list[RouteChange] = []
@@ -143,8 +176,7 @@ class RouteMirror:
                 return []
             del best[prefix]
             return [RouteRemoved(tunnel, prefix)]
-        # Among equals (several gateways of one metric) the first that came stays, so that a sibling moves no traffic.
-        _, next_hop = min(candidates, key=lambda candidate: candidate[0])
+        next_hop = _via(candidates)
         if prefix in best and best[prefix] == next_hop:
             return []
         best[prefix] = next_hop

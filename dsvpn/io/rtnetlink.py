@@ -111,6 +111,10 @@ class KernelRoute:
     tos: int
     hops: tuple[RouteHop, ...]
 
+    def hops_through(self, device: int) -> tuple[RouteHop, ...]:
+        """All ways through a device: flows are distributed over them."""
+        return tuple(hop for hop in self.hops if hop.device == device)
+
     def hop_through(self, device: int) -> RouteHop | None:
         """The first way through a device, None if it has none."""
         return next((hop for hop in self.hops if hop.device == device), None)

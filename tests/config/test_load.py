@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dsvpn.config import load_config
-from dsvpn.config.model import IpsecConfig
+from dsvpn.config.model import IpsecConfig, RouteSection
 from dsvpn.errors import ConfigurationError, HostError
 from dsvpn.ike.half_open import HalfOpenLimits
 from dsvpn.ike.ppk import Ppk
@@ -308,3 +308,19 @@ def test_post_quantum_key_exchange_comes_first(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, HUB))
     assert config.ipsec["default"].ike[0] == "aes256gcm16-prfsha384-x25519-ke1_mlkem768"
     assert not any("ke1" in suite for suite in config.ipsec["default"].ike[1:])
+
+
+def test_a_route_may_have_several_gateways(tmp_path: Path) -> None:
+    def routed(via: str) -> str:
+        routes = f'routes = [{{ prefix = "172.16.0.0/12", via = {via} }}]'
+        return SPOKE.replace('ipsec = "default"', f'ipsec = "default"\n{routes}')
+
+    def load(via: str) -> RouteSection:
+        return load_config(write(tmp_path, routed(via))).tunnels["dsvpn0"].routes[0]
+
+    assert load('["10.0.0.1", "10.0.0.2", "10.0.0.1"]').via == (ip_address("10.0.0.1"), ip_address("10.0.0.2"))
+    assert load('["10.0.0.1"]').via == ip_address("10.0.0.1")
+    with pytest.raises(ConfigurationError, match="write 1 to 8"):
+        load("[]")
+    with pytest.raises(ConfigurationError, match="different families"):
+        load('["10.0.0.1", "fd00::1"]')

@@ -30,6 +30,7 @@ from dsvpn.commands import (
     SetAdjacency,
     SetMulticast,
     SetNextHop,
+    SetNextHopGroup,
     SetOutboundSa,
     SetRoute,
     SetSources,
@@ -102,7 +103,7 @@ class Site:
     lost: dict[str, int] = field(default_factory=dict)
     forwarded: int = 0
     adjacencies: dict[int, SetAdjacency] = field(default_factory=dict)
-    next_hops: dict[int, SetNextHop] = field(default_factory=dict)
+    next_hops: dict[int, SetNextHop | SetNextHopGroup] = field(default_factory=dict)
     routes: dict[tuple[str, Prefix], int] = field(default_factory=dict)
     inbound: dict[int, AddInboundSa] = field(default_factory=dict)
     outbound: dict[int, SetOutboundSa] = field(default_factory=dict)
@@ -244,7 +245,12 @@ class Site:
         matches = [prefix for name, prefix in self.routes if name == tunnel and destination in prefix]
         if not matches:
             return None
-        return self.next_hops[self.routes[tunnel, max(matches, key=lambda prefix: prefix.prefixlen)]]
+        found = self.next_hops[self.routes[tunnel, max(matches, key=lambda prefix: prefix.prefixlen)]]
+        if isinstance(found, SetNextHopGroup):
+            member = self.next_hops[found.members[int(destination) % len(found.members)]]
+            assert isinstance(member, SetNextHop)
+            return member
+        return found
 
     def _encap(self, tunnel: str, packet: Packet) -> None:
         next_hop = self._next_hop(tunnel, packet.destination)
@@ -453,8 +459,13 @@ class Site:
             case SetNextHop():
                 assert command.adjacency is None or command.adjacency in self.adjacencies
                 self.next_hops[command.next_hop] = command
+            case SetNextHopGroup(next_hop, members):
+                assert all(isinstance(self.next_hops[member], SetNextHop) for member in members)
+                self.next_hops[next_hop] = command
             case RemoveNextHop(next_hop):
                 assert next_hop not in self.routes.values()
+                groups = (hop for hop in self.next_hops.values() if isinstance(hop, SetNextHopGroup))
+                assert not any(next_hop in group.members for group in groups)
                 del self.next_hops[next_hop]
             case SetRoute(tunnel, prefix, next_hop):
                 assert next_hop in self.next_hops

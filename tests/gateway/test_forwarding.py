@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsvpn.addresses import Address
-from dsvpn.commands import Command, RemoveNextHop, RemoveRoute, SetNextHop, SetRoute
+from dsvpn.commands import Command, RemoveNextHop, RemoveRoute, SetNextHop, SetNextHopGroup, SetRoute
 from dsvpn.gateway.forwarding import Forwarding, RouteSource, Target
 from dsvpn.gateway.ids import IdPool
 
@@ -23,6 +23,7 @@ class Plane:
     def __init__(self) -> None:
         self.targets: dict[Address | None, Target] = {HUB: Target(1, False), SPOKE: Target(1, True)}
         self.next_hops: dict[int, SetNextHop] = {}
+        self.groups: dict[int, tuple[int, ...]] = {}
         self.routes: dict[object, int] = {}
         self.forwarding = Forwarding(
             "t", IdPool(), lambda address, own: self.targets.get(address, Target(None, False)), self.do
@@ -32,11 +33,16 @@ class Plane:
         match command:
             case SetNextHop(next_hop):
                 self.next_hops[next_hop] = command
+            case SetNextHopGroup(next_hop, members):
+                assert self.next_hops.keys() >= set(members)
+                self.groups[next_hop] = members
             case RemoveNextHop(next_hop):
                 assert next_hop not in self.routes.values()
-                del self.next_hops[next_hop]
+                assert not any(next_hop in members for members in self.groups.values())
+                if self.groups.pop(next_hop, None) is None:
+                    del self.next_hops[next_hop]
             case SetRoute(_, prefix, next_hop):
-                assert next_hop in self.next_hops
+                assert next_hop in self.next_hops or next_hop in self.groups
                 self.routes[prefix] = next_hop
             case RemoveRoute(_, prefix):
                 del self.routes[prefix]
@@ -105,3 +111,30 @@ def test_the_highest_source_always_wins(changes: list[tuple[bool, RouteSource, i
             assert found is not None
             assert found.address == model[index, max(sources)]
     assert len(plane.next_hops) == len(set(plane.routes.values()))
+
+
+def test_a_multipath_route_has_a_group_whose_members_are_shared_and_repointed() -> None:
+    plane = Plane()
+    other = ip_network("172.16.3.0/24")
+    plane.forwarding.set_route(RouteSource.KERNEL, LAN, (HUB, SPOKE))
+    plane.forwarding.set_route(RouteSource.KERNEL, other, HUB)
+    (members,) = plane.groups.values()
+    assert plane.routes[other] in members
+    assert [plane.next_hops[member].adjacency for member in members] == [1, 1]
+    plane.targets[SPOKE] = Target(2, False)
+    plane.forwarding.repoint(SPOKE)
+    plane.forwarding.repoint_all()
+    assert [plane.next_hops[member].adjacency for member in members] == [1, 2]
+
+    # A shortcut covers the group and uncovers it; with its last route the group goes, and then its members.
+    plane.forwarding.set_route(RouteSource.SHORTCUT, LAN, SPOKE)
+    assert plane.leads(LAN) == (2, False)
+    assert not plane.groups
+    plane.forwarding.remove_route(RouteSource.SHORTCUT, LAN)
+    assert len(plane.groups) == 1
+    plane.forwarding.set_route(RouteSource.KERNEL, LAN, HUB)
+    assert not plane.groups
+    assert len(plane.next_hops) == 1
+    plane.forwarding.remove_route(RouteSource.KERNEL, LAN)
+    plane.forwarding.remove_route(RouteSource.KERNEL, other)
+    assert not plane.next_hops

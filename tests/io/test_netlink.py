@@ -10,10 +10,10 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from dsvpn.addresses import Address, Prefix
+from dsvpn.addresses import Prefix
 from dsvpn.errors import HostError
 from dsvpn.io.netlink import Netlink
-from dsvpn.io.routes import RouteAdded, RouteChange, RouteRemoved
+from dsvpn.io.routes import RouteAdded, RouteChange, RouteRemoved, Via
 from dsvpn.nhrp import Route
 from tests.io.namespace import ip, new_namespace, tun
 
@@ -52,7 +52,7 @@ def changes_until(netlink: Netlink, done: Callable[[], bool]) -> list[RouteChang
     return changes
 
 
-def next_hop(netlink: Netlink, prefix: str) -> Address | str | None:
+def next_hop(netlink: Netlink, prefix: str) -> Via | str:
     """The mirrored next hop, "absent" if the prefix is not mirrored."""
     return netlink.routes("dsvpn0").get(ip_network(prefix), "absent")
 
@@ -111,6 +111,15 @@ def test_the_lower_metric_wins_and_its_loss_uncovers_the_other(netlink: Netlink)
 def test_multipath_and_next_hop_objects_are_understood(netlink: Netlink) -> None:
     ip("route add 10.4.0.0/16 nexthop via 192.0.2.9 dev eth0 nexthop via 10.0.0.12 dev dsvpn0")
     changes_until(netlink, lambda: next_hop(netlink, "10.4.0.0/16") == ip_address("10.0.0.12"))
+    ip("route add 10.7.0.0/16 nexthop via 10.0.0.13 dev dsvpn0 nexthop via 10.0.0.12 dev dsvpn0")
+    both = (ip_address("10.0.0.12"), ip_address("10.0.0.13"))
+    changes_until(netlink, lambda: next_hop(netlink, "10.7.0.0/16") == both)
+    ip("route add fd03::/32 metric 9 via fd00::12 dev dsvpn0")
+    changes_until(netlink, lambda: next_hop(netlink, "fd03::/32") == ip_address("fd00::12"))
+    ip("route append fd03::/32 metric 9 via fd00::13 dev dsvpn0")
+    changes_until(netlink, lambda: next_hop(netlink, "fd03::/32") == (ip_address("fd00::12"), ip_address("fd00::13")))
+    ip("route del fd03::/32 via fd00::12")
+    changes_until(netlink, lambda: next_hop(netlink, "fd03::/32") == ip_address("fd00::13"))
     ip("nexthop add id 7 via 10.0.0.15 dev dsvpn0")
     ip("route add 10.5.0.0/16 nhid 7")
     changes_until(netlink, lambda: next_hop(netlink, "10.5.0.0/16") == ip_address("10.0.0.15"))
@@ -131,7 +140,7 @@ def test_own_routes_return_when_the_device_comes_up_again() -> None:
         ip("tuntap add dev dsvpn0 mode tun")
         netlink = Netlink()
         try:
-            summary = (ip_network("10.0.0.0/8"), ip_address("10.0.0.1"))
+            summary = (ip_network("10.0.0.0/8"), (ip_address("10.0.0.1"),))
             netlink.add_tunnel("dsvpn0", [ip_interface("10.0.0.11/24")], 1380, [summary])
             netlink.resync()
             assert next_hop(netlink, "10.0.0.0/8") == ip_address("10.0.0.1")
@@ -154,7 +163,7 @@ def test_a_static_route_that_is_taken_is_an_error() -> None:
         ip("route add 10.0.0.0/8 dev eth0")
         netlink = Netlink()
         try:
-            summary = (ip_network("10.0.0.0/8"), ip_address("10.0.0.1"))
+            summary = (ip_network("10.0.0.0/8"), (ip_address("10.0.0.1"),))
             with pytest.raises(HostError, match=r"^dsvpn0: cannot add the route 10\.0\.0\.0/8 via 10\.0\.0\.1: the ke"):
                 netlink.add_tunnel("dsvpn0", [ip_interface("10.0.0.11/24")], 1380, [summary])
         finally:

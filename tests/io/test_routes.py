@@ -87,3 +87,27 @@ def test_a_dump_after_lost_messages_gives_the_state_that_the_messages_would_have
         assert replayed == dumped.best("dsvpn0") == followed.best("dsvpn0"), f"seed {seed}"
         assert dumped.resync("dsvpn0", present.values()) == [], f"seed {seed}"
         assert {change.prefix for change in dumped.resync("dsvpn0", [])} == set(replayed), f"seed {seed}"
+
+
+def test_a_multipath_route_gives_all_its_gateways() -> None:
+    table = mirror()
+    hops = tuple(RouteHop(DEVICE, ip_address(f"10.0.0.{number}")) for number in (13, 12))
+    multipath = KernelRoute(PREFIX, RTN_UNICAST, RT_TABLE_MAIN, 4, 0, 0, (*hops, RouteHop(OTHER, None)))
+    both = (ip_address("10.0.0.12"), ip_address("10.0.0.13"))
+    assert table.changed(multipath, replaces=False) == [RouteAdded("dsvpn0", PREFIX, both)]
+    assert table.changed(route("10.0.0.14", metric=5), replaces=False) == []
+    assert table.removed(multipath) == [RouteAdded("dsvpn0", PREFIX, ip_address("10.0.0.14"))]
+
+
+def test_ipv6_routes_of_one_metric_are_one_multipath_route() -> None:
+    table = mirror()
+    prefix = ip_network("fd02::/32")
+    one, other, worse = (
+        route(f"fd00::{number}", prefix=prefix, metric=metric) for number, metric in ((1, 9), (2, 9), (3, 99))
+    )
+    first, second = ip_address("fd00::1"), ip_address("fd00::2")
+    assert table.changed(one, replaces=False) == [RouteAdded("dsvpn0", prefix, first)]
+    assert table.changed(worse, replaces=False) == []
+    assert table.changed(other, replaces=False) == [RouteAdded("dsvpn0", prefix, (first, second))]
+    assert table.removed(one) == [RouteAdded("dsvpn0", prefix, second)]
+    assert table.resync("dsvpn0", [other, one]) == [RouteAdded("dsvpn0", prefix, (first, second))]

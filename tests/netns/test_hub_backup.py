@@ -108,3 +108,50 @@ def test_a_shortcut_loses_nothing_when_its_hub_is_killed(star: Star) -> None:
         re.search(r"(\d+) packets transmitted, (\d+) received", output.read_text()).groups(),  # type: ignore[union-attr]
     )
     assert sent - received <= 1, "the last ping may be on its way"
+
+
+def test_a_multipath_route_distributes_flows_over_two_hubs_until_one_dies(star: Star) -> None:
+    for name, number in (("hub1", 1), ("hub2", 2), ("s1", 11), ("s2", 12)):
+        star.add(name, number)
+    s1, s2, hubs = star["s1"], star["s2"], [star["hub1"], star["hub2"]]
+    targets = [s2.lan[10 + number] for number in range(16)]
+    for target in targets[1:]:
+        s2.host.ip("address", "add", f"{target}/24", "dev", "eth0")
+    lans = ", ".join(f'{{ prefix = "{spoke.lan}", via = "{spoke.tunnel}" }}' for spoke in (s1, s2))
+    servers = ", ".join(f'{{ protocol = "{hub.tunnel}", nbma = "{hub.wan.ip}" }}' for hub in hubs)
+    for hub in hubs:
+        star.launch(hub.name, tunnel=f"routes = [{lans}]")
+    for spoke in (s1, s2):
+        star.launch(
+            spoke.name,
+            nhrp=f"nhs = [{servers}]",
+            tunnel=f'routes = [{{ prefix = "172.16.0.0/12", via = ["{hubs[0].tunnel}", "{hubs[1].tunnel}"] }}]',
+        )
+    for name in star.gateways:
+        star.wait_listening(name)
+    for spoke in ("s1", "s2"):
+        for hub in hubs:
+            star.wait_standing(spoke, hub.name)
+    shown = next(route for route in s1.show("routes") if route["prefix"] == "172.16.0.0/12")
+    assert (shown["next_hop"], shown["path"]) == ("10.0.0.1, 10.0.0.2", "direct")
+
+    def forwarded() -> list[int]:
+        return [hub.show("counters")["dataplane"]["tun_rx_packets"] for hub in hubs]
+
+    # Each flow goes by one hub, all of its packets; both hubs have some of them.
+    there = {hub.name: 0 for hub in hubs}
+    for target in targets:
+        before = forwarded()
+        assert star.ping("s1", target, 20).lost == 0
+        after = forwarded()
+        carried = [now - then for now, then in zip(after, before, strict=True)]
+        there[hubs[carried.index(max(carried))].name] += 1
+        # There and back are flows of their own; probes are few.
+        assert all(count < 10 or 20 <= count < 30 or 40 <= count < 50 for count in carried), carried
+    assert min(there.values()) >= 2, there
+
+    hubs[0].kill()
+    star.wait_standing("s1", "hub1", "lost")
+    star.wait_standing("s2", "hub1", "lost")
+    for target in targets:
+        assert star.ping("s1", target, 3).lost == 0

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use crate::Encapsulation;
 use crate::aead::Suite;
+use crate::group::GROUP_LIMIT;
 use crate::prefix::Prefix;
 
 /// A table command that makes no sense. The tables are as they were.
@@ -19,6 +20,10 @@ pub enum TablesError {
     UnknownAdjacency(u32),
     /// No next hop has this id.
     UnknownNextHop(u32),
+    /// A group of no next hops, or of too many.
+    GroupSize(usize),
+    /// A group would be a member of another.
+    GroupInGroup(u32),
     /// Routes point at the next hop.
     NextHopInUse {
         /// The next hop.
@@ -113,6 +118,12 @@ impl fmt::Display for TablesError {
             }
             Self::UnknownAdjacency(id) => write!(formatter, "adjacency: there is no adjacency {id}; set it first"),
             Self::UnknownNextHop(id) => write!(formatter, "next_hop: there is no next hop {id}; set it first"),
+            Self::GroupSize(count) => {
+                write!(formatter, "members: a group has 1 to {GROUP_LIMIT} next hops, not {count}")
+            }
+            Self::GroupInGroup(id) => {
+                write!(formatter, "members: next hop {id} would be a group in a group; give next hops with adjacencies")
+            }
             Self::NextHopInUse { next_hop, routes } => {
                 write!(formatter, "next_hop: {routes} routes point at {next_hop}; remove or re-point them first")
             }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use left_right::{Absorb, ReadGuard, ReadHandle};
 
 use crate::fib::Fib;
+use crate::group::Group;
 use crate::prefetch::{Prefetch, ask};
 use crate::prefix::Prefix;
 use crate::sa::{AdjacencyCounters, InboundSa, OutboundSa};
@@ -242,7 +243,7 @@ impl Adjacency {
     }
 }
 
-/// A next hop: an adjacency's id or none, and whether to resolve, in one word.
+/// A next hop: an adjacency's id or none, and whether to resolve, or else the slot of a group, in one word.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NextHop(u32);
 
@@ -254,6 +255,20 @@ impl Default for NextHop {
 
 impl NextHop {
     const NONE: u32 = u32::MAX >> 1;
+    // Far beyond any adjacency's id.
+    const GROUP: u32 = 1 << 29;
+
+    /// The next hop that stands for the group in a slot.
+    pub(crate) fn of_group(slot: u32) -> Self {
+        Self((Self::GROUP | slot) << 1)
+    }
+
+    /// The slot of the group that it stands for.
+    #[inline]
+    pub(crate) fn group(self) -> Option<u32> {
+        let value = self.0 >> 1;
+        (value & Self::GROUP != 0 && value != Self::NONE).then_some(value & !Self::GROUP)
+    }
 
     pub(crate) fn new(adjacency: Option<u32>, resolve: bool) -> Self {
         Self(adjacency.unwrap_or(Self::NONE) << 1 | u32::from(resolve))
@@ -262,7 +277,7 @@ impl NextHop {
     #[inline]
     pub(crate) fn adjacency(self) -> Option<u32> {
         let adjacency = self.0 >> 1;
-        (adjacency != Self::NONE).then_some(adjacency)
+        (adjacency & Self::GROUP == 0).then_some(adjacency)
     }
 
     /// Report packets that use it.
@@ -278,6 +293,7 @@ pub struct Tables {
     tunnels: Vec<Option<Tunnel>>,
     adjacencies: Vec<Option<Adjacency>>,
     next_hops: Vec<NextHop>,
+    groups: Vec<Group>,
     inbound: Vec<Option<Arc<InboundSa>>>,
     // Plain GRE: key and remote address to adjacency.
     gre_peers: HashMap<(Option<u32>, IpAddr), u32>,
@@ -339,6 +355,12 @@ impl Tables {
         self.next_hops.get(id as usize).copied().unwrap_or_default()
     }
 
+    /// The member of a group that a flow goes by.
+    #[inline]
+    pub(crate) fn member(&self, slot: u32, flow: u64) -> Option<u32> {
+        self.groups.get(slot as usize)?.member(flow)
+    }
+
     /// An inbound SA by SPI: an index and a compare.
     #[inline]
     pub fn inbound_sa(&self, spi: u32) -> Option<&InboundSa> {
@@ -376,6 +398,7 @@ pub(crate) enum Operation {
     Tunnel(u32, Option<TunnelConfig>),
     Adjacency(u32, Option<Adjacency>),
     NextHop(u32, NextHop),
+    Group(u32, Group),
     SetRoute { tunnel: u32, prefix: Prefix, next_hop: u32 },
     RemoveRoute { tunnel: u32, prefix: Prefix, cover: Option<(u8, u32)> },
     Enlarge { tunnel: u32, ipv6: bool, routes: Arc<[(Prefix, u32)]> },
@@ -417,6 +440,7 @@ impl Tables {
             Operation::Tunnel(id, config) => put(&mut self.tunnels, *id as usize, config.map(Tunnel::new)),
             Operation::Adjacency(id, adjacency) => put(&mut self.adjacencies, *id as usize, adjacency.clone()),
             Operation::NextHop(id, next_hop) => put(&mut self.next_hops, *id as usize, *next_hop),
+            Operation::Group(slot, group) => put(&mut self.groups, *slot as usize, *group),
             Operation::Inbound(slot, sa) => put(&mut self.inbound, *slot, sa.clone()),
             Operation::Sources(adjacency, Some(prefixes)) => {
                 self.sources.insert(*adjacency, Arc::clone(prefixes));

@@ -8,6 +8,7 @@ use left_right::WriteHandle;
 
 use crate::aead::{Cipher, Suite};
 use crate::error::TablesError;
+use crate::group::{GROUP_LIMIT, Group};
 use crate::prefix::Prefix;
 use crate::replay::MAX_REPLAY_WINDOW;
 use crate::sa::{AdjacencyCounters, AdjacencyCounts, InboundSa, InboundSaCounts, OutboundSa, OutboundSaCounts};
@@ -37,6 +38,9 @@ pub fn tables() -> (TablesWriter, TablesReader) {
         tunnels: HashMap::new(),
         adjacencies: HashMap::new(),
         next_hops: HashMap::new(),
+        groups: HashMap::new(),
+        group_slots: 0,
+        free_group_slots: Vec::new(),
         inbound: HashMap::new(),
         gre_peers: HashMap::new(),
         spis: SpiAllocator::default(),
@@ -62,8 +66,12 @@ pub struct TablesWriter {
     handle: WriteHandle<Tables, Operation>,
     tunnels: HashMap<u32, TunnelRecord>,
     adjacencies: HashMap<u32, Adjacency>,
-    // With the number of routes that point at each.
+    // With the number of routes and groups that point at each.
     next_hops: HashMap<u32, (NextHop, u32)>,
+    // Those that are groups: their slots and members.
+    groups: HashMap<u32, (u32, Vec<u32>)>,
+    group_slots: u32,
+    free_group_slots: Vec<u32>,
     inbound: HashMap<u32, Arc<InboundSa>>,
     // The adjacencies of one key and remote address in the order they were set: the last one counts.
     gre_peers: HashMap<(Option<u32>, IpAddr), Vec<u32>>,
@@ -222,14 +230,61 @@ impl TablesWriter {
         let next_hop = NextHop::new(adjacency, resolve);
         self.next_hops.entry(id).or_default().0 = next_hop;
         self.apply(Operation::NextHop(id, next_hop));
+        self.dissolve(id);
         Ok(())
+    }
+
+    /// Make or change a next hop that stands for several, among which flows are distributed.
+    pub fn set_next_hop_group(&mut self, id: u32, members: &[u32]) -> Result<(), TablesError> {
+        check_id("next_hop", id, NEXT_HOP_LIMIT)?;
+        if members.is_empty() || members.len() > GROUP_LIMIT {
+            return Err(TablesError::GroupSize(members.len()));
+        }
+        for &member in members {
+            if member == id || self.groups.contains_key(&member) {
+                return Err(TablesError::GroupInGroup(member));
+            }
+            if !self.next_hops.contains_key(&member) {
+                return Err(TablesError::UnknownNextHop(member));
+            }
+        }
+        if self.groups.values().any(|(_, others)| others.contains(&id)) {
+            return Err(TablesError::GroupInGroup(id));
+        }
+        for member in members {
+            if let Some((_, users)) = self.next_hops.get_mut(member) {
+                *users += 1;
+            }
+        }
+        let slot = self.free_group_slots.pop().unwrap_or_else(|| {
+            self.group_slots += 1;
+            self.group_slots - 1
+        });
+        let next_hop = NextHop::of_group(slot);
+        self.apply(Operation::Group(slot, Group::new(members)));
+        self.next_hops.entry(id).or_default().0 = next_hop;
+        self.apply(Operation::NextHop(id, next_hop));
+        self.dissolve(id);
+        self.groups.insert(id, (slot, members.to_vec()));
+        Ok(())
+    }
+
+    /// Forget the group that a next hop was.
+    fn dissolve(&mut self, id: u32) {
+        if let Some((slot, members)) = self.groups.remove(&id) {
+            for member in members {
+                self.release_next_hop(member);
+            }
+            self.apply(Operation::Group(slot, Group::default()));
+            self.free_group_slots.push(slot);
+        }
     }
 
     fn known_adjacency(&self, id: u32) -> Result<&Adjacency, TablesError> {
         self.adjacencies.get(&id).ok_or(TablesError::UnknownAdjacency(id))
     }
 
-    /// Remove a next hop that no route points at.
+    /// Remove a next hop that no route and no group points at.
     pub fn remove_next_hop(&mut self, id: u32) -> Result<(), TablesError> {
         match self.next_hops.get(&id) {
             None => return Err(TablesError::UnknownNextHop(id)),
@@ -240,6 +295,7 @@ impl TablesWriter {
         }
         self.next_hops.remove(&id);
         self.apply(Operation::NextHop(id, NextHop::default()));
+        self.dissolve(id);
         Ok(())
     }
 

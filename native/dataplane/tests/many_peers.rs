@@ -221,3 +221,66 @@ fn peers_that_go_are_not_used_by_the_next_vector() {
     assert_eq!(dataplane.count("drop_no_adjacency"), 32);
     assert_eq!(dataplane.decap(&sent).len(), 32);
 }
+
+#[test]
+fn flows_of_a_group_spread_over_its_members_and_keep_to_one() {
+    // Small tables go packet by packet, large ones by groups ahead of their turn: the same flow goes the same way.
+    let mut ways = Vec::new();
+    for peers in [3, PEERS] {
+        let mut plane = ManyPeers::new(peers);
+        plane.writer.set_next_hop_group(peers, &[0, 1, 2]).unwrap();
+        plane.writer.set_route(0, "21.0.0.0/8".parse().unwrap(), peers).unwrap();
+        plane.writer.commit();
+        let mut packets = Vec::new();
+        for round in 0..4u8 {
+            for port in 0..60u16 {
+                let flow = Flow { v6: false, udp: false, identification: u16::from(round), ..Flow::default() };
+                let mut octets = flow.packet(&payload(100));
+                octets[16..20].copy_from_slice(&[21, 0, 0, 9]);
+                octets[20..22].copy_from_slice(&(1000 + port / 3).to_be_bytes());
+                fix_checksums(&mut octets);
+                packets.push(octets);
+                // Another destination between two of one flow.
+                if port % 7 == 0 {
+                    packets.push(packet_to(u32::from(port) % peers, false, 50));
+                }
+            }
+        }
+        let sent = plane.encap(&packets, 1 << 20);
+        assert_eq!(sent.len(), packets.len());
+        let arrived = plane.decap(&sent);
+        let mut way_of = std::collections::HashMap::new();
+        // Messages are batched by peer: what arrives is matched by its octets.
+        let mut hits = [0usize; 3];
+        for ((remote, _), octets) in sent.iter().zip(&arrived) {
+            if octets[16] == 21 {
+                let before = way_of.insert(octets[20..22].to_vec(), *remote);
+                assert!(before.is_none_or(|before| before == *remote));
+                hits[(0..3).position(|id| peer(id) == *remote).unwrap()] += 1;
+            }
+        }
+        assert_eq!(way_of.len(), 20);
+        assert!(hits.iter().all(|&hit| hit > 0), "{hits:?}");
+        ways.push(way_of);
+    }
+    assert_eq!(ways[0], ways[1]);
+}
+
+#[test]
+fn groups_are_checked_and_taken_apart() {
+    let mut plane = ManyPeers::new(4);
+    assert_eq!(plane.writer.set_next_hop_group(9, &[]), Err(TablesError::GroupSize(0)));
+    assert_eq!(plane.writer.set_next_hop_group(9, &[0; GROUP_LIMIT + 1]), Err(TablesError::GroupSize(GROUP_LIMIT + 1)));
+    assert_eq!(plane.writer.set_next_hop_group(9, &[77]), Err(TablesError::UnknownNextHop(77)));
+    plane.writer.set_next_hop(8, Some(0), false).unwrap();
+    plane.writer.set_next_hop_group(9, &[8, 1]).unwrap();
+    assert_eq!(plane.writer.set_next_hop_group(10, &[9]), Err(TablesError::GroupInGroup(9)));
+    assert_eq!(plane.writer.set_next_hop_group(8, &[1]), Err(TablesError::GroupInGroup(8)));
+    assert!(matches!(plane.writer.remove_next_hop(8), Err(TablesError::NextHopInUse { next_hop: 8, routes: 1 })));
+    plane.writer.set_next_hop_group(9, &[1, 2]).unwrap();
+    plane.writer.remove_next_hop(8).unwrap();
+    plane.writer.remove_next_hop(9).unwrap();
+    plane.writer.set_next_hop_group(9, &[3]).unwrap();
+    plane.writer.set_next_hop(9, Some(0), false).unwrap();
+    plane.writer.commit();
+}

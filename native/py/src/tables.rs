@@ -60,6 +60,11 @@ impl Tables {
         self.core.writer().set_next_hop(integer("next_hop", next_hop)?, adjacency, resolve).map_err(misuse)
     }
 
+    fn set_next_hop_group(&self, next_hop: i64, members: Vec<i64>) -> PyResult<()> {
+        let members = members.into_iter().map(|member| integer("members", member)).collect::<PyResult<Vec<_>>>()?;
+        self.core.writer().set_next_hop_group(integer("next_hop", next_hop)?, &members).map_err(misuse)
+    }
+
     fn remove_next_hop(&self, next_hop: i64) -> PyResult<()> {
         self.core.writer().remove_next_hop(integer("next_hop", next_hop)?).map_err(misuse)
     }

@@ -5,8 +5,9 @@ use std::marker::PhantomData;
 use dsvpn_wire::ip::read_u128;
 use dsvpn_wire::read_u32;
 
+use crate::group::flow;
 use crate::prefetch::{Ahead, GROUP, Prefetch};
-use crate::tables::{Adjacency, Tables, Tunnel};
+use crate::tables::{Adjacency, NextHop, Tables, Tunnel};
 use crate::vector::PacketMeta;
 
 /// Where a packet goes.
@@ -17,12 +18,29 @@ pub(super) struct Resolved<'t> {
     pub(super) resolve: bool,
 }
 
-/// Where packets to an address go.
+/// Where packets to an address go; of a group, where the first of its members leads.
 pub(super) fn resolve<'t>(tables: &'t Tables, tunnel: &Tunnel, version: u8, destination: u128) -> Resolved<'t> {
-    let next_hop = look_up(tunnel, version, destination);
-    let hop = next_hop.map(|id| tables.next_hop(id)).unwrap_or_default();
+    resolve_flow(tables, tunnel, version, destination, || 0).0
+}
+
+/// Where a packet goes, and whether that is for its flow alone and not for all packets to its destination.
+#[inline]
+fn resolve_flow<'t>(
+    tables: &'t Tables,
+    tunnel: &Tunnel,
+    version: u8,
+    destination: u128,
+    flow: impl FnOnce() -> u64,
+) -> (Resolved<'t>, bool) {
+    let mut next_hop = look_up(tunnel, version, destination);
+    let mut hop = next_hop.map(|id| tables.next_hop(id)).unwrap_or_default();
+    let group = hop.group();
+    if let Some(slot) = group {
+        next_hop = tables.member(slot, flow());
+        hop = next_hop.map(|id| tables.next_hop(id)).unwrap_or_default();
+    }
     let adjacency = hop.adjacency().and_then(|id| tables.adjacency(id));
-    Resolved { next_hop, adjacency, resolve: hop.resolve() }
+    (Resolved { next_hop, adjacency, resolve: hop.resolve() }, group.is_some())
 }
 
 #[inline]
@@ -74,7 +92,11 @@ impl<'t, 'p, P: Prefetch> Lookahead<'t, 'p, P> {
         }
         let destination = destination_of(arena, &packets[index]);
         if destination != self.last.destination {
-            let resolved = resolve(tables, tunnel, destination.0, destination.1);
+            let of_packet = || flow(octets_of(arena, &packets[index]));
+            let (resolved, of_flow) = resolve_flow(tables, tunnel, destination.0, destination.1, of_packet);
+            if of_flow {
+                return resolved;
+            }
             self.last = Last { destination, resolved };
         }
         self.last.resolved
@@ -131,13 +153,23 @@ fn find<P: Prefetch>(tables: &Tables, tunnel: &Tunnel, arena: &[u8], packets: &[
             }
         }
     }
+    let mut spread = None;
     for index in 0..group.len() {
+        let mut hop = NextHop::default();
         if repeated(index) {
             group[index] = group[index - 1];
-            continue;
+            if spread.is_none() {
+                continue;
+            }
+        } else {
+            hop = group[index].resolved.next_hop.map(|id| tables.next_hop(id)).unwrap_or_default();
+            spread = hop.group();
         }
         let entry = &mut group[index];
-        let hop = entry.resolved.next_hop.map(|id| tables.next_hop(id)).unwrap_or_default();
+        if let Some(slot) = spread {
+            entry.resolved.next_hop = tables.member(slot, flow(octets_of(arena, &packets[index])));
+            hop = entry.resolved.next_hop.map(|id| tables.next_hop(id)).unwrap_or_default();
+        }
         (entry.hop, entry.resolved.resolve) = (hop.adjacency(), hop.resolve());
         if let Some(adjacency) = entry.hop {
             tables.prefetch_adjacency::<P>(adjacency);
@@ -151,11 +183,17 @@ const NOWHERE: (u8, u128) = (0, 0);
 /// Version and destination of a packet; [`NOWHERE`] for what is none.
 #[inline]
 fn destination_of(arena: &[u8], meta: &PacketMeta) -> (u8, u128) {
-    let start = meta.offset as usize;
-    let Some(octets) = arena.get(start..start.saturating_add(meta.length as usize)) else { return NOWHERE };
+    let octets = octets_of(arena, meta);
     match octets.first().map(|first| first >> 4) {
         Some(4) if octets.len() >= 20 => (4, u128::from(read_u32(octets, 16))),
         Some(6) if octets.len() >= 40 => (6, read_u128(octets, 24)),
         _ => NOWHERE,
     }
+}
+
+/// The octets of a packet; none for what lies outside of the arena.
+#[inline]
+fn octets_of<'p>(arena: &'p [u8], meta: &PacketMeta) -> &'p [u8] {
+    let start = meta.offset as usize;
+    arena.get(start..start.saturating_add(meta.length as usize)).unwrap_or_default()
 }
