@@ -79,8 +79,8 @@ class GatewayConfig(_Section):
     """What has to survive a restart. Default: /var/lib/dsvpn/NAME."""
     driver: Literal["auto", "uvloop", "workers"] = "auto"
     """Who drains the descriptors: the event loop, or native threads."""
-    worker_threads: Literal["auto", 1, 2] = "auto"
-    """One native thread for both directions, or one for each."""
+    worker_threads: Literal["auto", 1, 2, 4, 6, 8, 10, 12, 14, 16] = "auto"
+    """One native thread for both directions, one for each, or several for each."""
     key_log: Path | None = None
     """Directory for Wireshark's key tables. Whoever reads it can decrypt everything: for debugging only."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -106,6 +106,7 @@ class Driver:
         guards = self._netlink.guards(config.gateway.name)
         undo.callback(guards.clear)
         guards.keep(guarded_prefixes(config))
+        self._uses_workers = config.gateway.driver != "uvloop"
         key_log = self._open_key_log(undo)
         self._dataplane = self._open_dataplane()
         self._resolver = Resolver(self._on_looked_up)
@@ -127,7 +128,6 @@ class Driver:
         )
         self._crls = CrlFetcher(crl_urls(config), self._guarded(self._read_materials), self._on_crl_error)
         self._say_warnings(config.materials)
-        self._uses_workers = config.gateway.driver != "uvloop"
 
     # -- making --------------------------------------------------------------------------------------------
 
@@ -156,9 +156,17 @@ class Driver:
             )
             return b""
 
+    def _threads(self) -> int:
+        """Native threads that forward: 0 if the event loop does."""
+        threads = self._config.gateway.worker_threads
+        if not self._uses_workers:
+            return 0
+        return dsvpn_native.Dataplane.best_worker_threads() if threads == "auto" else threads
+
     def _open_dataplane(self) -> dsvpn_native.Dataplane:
         tunnels = self._config.tunnels.values()
-        dataplane = dsvpn_native.Dataplane()
+        # Each worker of a direction has its queue and its socket; the event loop drains one of each.
+        dataplane = dsvpn_native.Dataplane(queues=max(1, self._threads() // 2))
         try:
             dataplane.open_underlay(
                 esp=any(tunnel.protected for tunnel in tunnels),
@@ -230,8 +238,7 @@ class Driver:
             self._netlink.fileno(): self._on_netlink,
         }
         if self._uses_workers:
-            threads = self._config.gateway.worker_threads
-            self._dataplane.start_workers(None if threads == "auto" else threads)
+            self._dataplane.start_workers(self._threads())
             undo.callback(self._dataplane.stop_workers)
         else:
             for descriptor, _ in self._dataplane.descriptors():
@@ -480,6 +487,7 @@ class Driver:
                 "uptime": round(time.monotonic() - self._started, 1),
                 "driver": "workers" if self._uses_workers else "uvloop",
                 "worker_threads": self._dataplane.worker_threads,
+                "worker_packets": self._dataplane.worker_packets,
                 "aead": self._dataplane.aead_backend,
                 "build": dsvpn_native.BUILD_PROFILE,
                 "offloads": self._dataplane.offloads(),

@@ -127,6 +127,8 @@ def _summary(value: dict[str, Any]) -> list[RenderableType]:
     tables: list[RenderableType] = [gateway, tunnels]
     if value.get("offloads"):
         tables.append(_table("data plane", ("offload", "state"), sorted(value["offloads"].items())))
+    if value.get("worker_packets"):
+        tables.append(_table("workers", ("worker", "packets taken in"), sorted(value["worker_packets"].items())))
     if servers:
         tables.append(
             _table("next hop servers", ("tunnel", "NHS", "at", "priority", "state", "standing", "last error"), servers)

@@ -49,6 +49,8 @@ def test_it_ends_when_its_device_is_taken_away(tmp_path: Path, driver: str) -> N
         ("workers", 2, LIE_TUN_READ, "the encap worker failed: "),
         ("workers", 2, LIE_RECEIVE, "the decap worker failed: "),
         ("workers", 1, LIE_TUN_READ, "the forward worker failed: "),
+        ("workers", 4, LIE_TUN_READ, "the encap"),
+        ("workers", 4, LIE_RECEIVE, "the decap"),
         ("uvloop", None, LIE_TUN_READ, "the drain failed: "),
         ("uvloop", None, LIE_RECEIVE, "the drain failed: "),
     ],

@@ -160,6 +160,37 @@ def test_it_makes_its_devices_and_mirrors_their_routes(gateway: Running) -> None
     gateway.wait(lambda: routed(gateway, "198.51.100.0/24") == "absent", "end of the mirrored route")
 
 
+def test_several_workers_per_direction_are_shown(tmp_path: Path) -> None:
+    with running(tmp_path, "workers", threads=4) as gateway:
+        summary = gateway.show("summary")
+        assert summary["worker_threads"] == 4
+        assert summary["offloads"]["queues of dsvpn0"] == summary["offloads"]["queues of plain0"] == "2"
+        assert list(summary["worker_packets"]) == ["decap0", "decap1", "encap0", "encap1"]
+        before = sum(count for name, count in summary["worker_packets"].items() if name.startswith("encap"))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for port in range(9000, 9020):
+                sender.sendto(b"into the tunnel", ("10.0.0.77", port))
+
+        def is_counted() -> bool:
+            packets = gateway.show("summary")["worker_packets"]
+            taken = [packets["encap0"], packets["encap1"]]
+            return min(taken) > 0 and sum(taken) >= before + 20
+
+        gateway.wait(is_counted, "both workers to take packets in")
+        shown = dsvpn("show", "summary", "--socket", gateway.socket).stdout
+        assert "4 threads" in shown
+        assert "encap1" in shown
+        gateway.process.terminate()
+        assert gateway.process.wait(10) == 0
+
+
+def test_the_event_loop_drains_one_queue(tmp_path: Path) -> None:
+    with running(tmp_path, "uvloop", threads=4) as gateway:
+        summary = gateway.show("summary")
+        assert (summary["worker_threads"], summary["worker_packets"]) == (0, {})
+        assert "queues of dsvpn0" not in summary["offloads"]
+
+
 def test_show_prints_every_section_as_tables_and_as_json(gateway: Running) -> None:
     for section in SECTIONS:
         table = dsvpn("show", section, "--socket", gateway.socket)

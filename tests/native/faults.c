@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/if_tun.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -37,6 +38,7 @@ struct faults {
     uint32_t mangle_tail;             /* a message whose last segment is full-sized arrives damaged */
     uint32_t lie;                     /* 1: a read from a TUN, 2: recvmmsg, says that it gave more than there was room */
     uint32_t swap;                    /* every so manieth message of several segments leaves with two of them swapped */
+    uint32_t one_queue;               /* errno with which a TUN with several queues is refused */
     uint32_t recording, records;      /* whether sends are recorded; how many were */
     struct record record[RECORDS];
 };
@@ -199,6 +201,11 @@ int ioctl(int descriptor, unsigned long request, ...)
     va_end(arguments);
     if ((uint32_t)request == TUNSETOFFLOAD && argument & get(&faults->offloads)) {
         errno = EINVAL;
+        return -1;
+    }
+    if ((uint32_t)request == TUNSETIFF && ((struct ifreq *)argument)->ifr_flags & IFF_MULTI_QUEUE &&
+        get(&faults->one_queue)) {
+        errno = get(&faults->one_queue);
         return -1;
     }
     int result = syscall(SYS_ioctl, descriptor, request, argument);

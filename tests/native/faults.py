@@ -23,12 +23,15 @@ _FIELDS = (
     "mangle_tail",
     "lie",
     "swap",
+    "one_queue",
     "recording",
     "records",
 )
 _RECORDS = 1 << 20
 _RECORD = np.dtype([("spi", np.uint32), ("sequence", np.uint32), ("hash", np.uint64)])
-_SIZE = len(_FIELDS) * 4 + _RECORDS * _RECORD.itemsize
+#: Where the records begin: aligned as the compiler does it.
+_HEAD = (len(_FIELDS) * 4 + 7) // 8 * 8
+_SIZE = _HEAD + _RECORDS * _RECORD.itemsize
 
 #: As often as it is asked for.
 ALWAYS = 0xFFFFFFFF
@@ -79,5 +82,5 @@ class Faults:
         shape (n,) with fields `spi`, `sequence` and `hash` (of all its octets)."""
         count = self.get("records")
         assert count <= _RECORDS, "more datagrams than there is room for records"
-        octets = self._map[len(_FIELDS) * 4 : len(_FIELDS) * 4 + count * _RECORD.itemsize]
+        octets = self._map[_HEAD : _HEAD + count * _RECORD.itemsize]
         return np.frombuffer(octets, _RECORD)

@@ -158,14 +158,16 @@ class Pair:
         underlay: dict[str, Any] | None = None,
         environments: tuple[Mapping[str, str] | None, Mapping[str, str] | None] = (None, None),
         aead_backend: str = "auto",
+        queues: int | None = None,
     ) -> None:
         """Start both data planes with static SAs and addresses on their tunnels. `environments`: of each process.
-        `workers`: threads, 0 for the drain loop."""
+        `workers`: threads, 0 for the drain loop. `queues`: half of them unless it is given."""
         protected = encapsulation != "gre"
         options = {"esp": True, "gre": True} | (underlay or {})
         for name, environment in zip(self.names, environments, strict=True):
             tunnel = {"name": "tunnel0", "key": 42, "protected": protected}
             config = {"workers": workers, "underlay": options, "tunnels": [tunnel], "spis": 1, "aead": aead_backend}
+            config["queues"] = max(1, workers // 2) if queues is None else queues
             self.nodes.append(Node(name, config, environment))
         underlays = [f"2001:db8::{side}" if ipv6 else f"192.0.2.{side}" for side in (1, 2)]
         port = 4500 if encapsulation == "udp" else 0

@@ -26,7 +26,7 @@ class Node:
     """The data plane, its driver and its answers."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self.dataplane = Dataplane(aead_backend=config["aead"])
+        self.dataplane = Dataplane(aead_backend=config["aead"], queues=config.get("queues", 1))
         #: Threads, 0 for the drain loop.
         self.workers: int = config["workers"]
         self.dataplane.open_underlay(**config["underlay"])
@@ -95,8 +95,8 @@ class Node:
             return punts
         if name == "failures":
             return self.failures
-        if name == "aead_backend":
-            return self.dataplane.aead_backend
+        if name in {"aead_backend", "worker_packets", "worker_threads"}:
+            return getattr(self.dataplane, name)
         decoded = [bytes.fromhex(value[4:]) if str(value).startswith("hex:") else value for value in arguments]
         answer = getattr(self.dataplane, name)(*decoded)
         if name in {"start_workers", "stop_workers"}:

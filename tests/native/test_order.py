@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="needs /dev/net/tun: load the kernel module 'tun'"),
 ]
 
-DRIVERS = pytest.mark.parametrize("workers", [1, 2, 0], ids=["one-thread", "two-threads", "drain"])
+DRIVERS = pytest.mark.parametrize("workers", [1, 2, 8, 0], ids=["one-thread", "two-threads", "four-pairs", "drain"])
 MTU = 1418
 SUITE = "aes128gcm16"
 _ETH_P_ALL = 3
@@ -162,8 +162,10 @@ def replace_sa(network: Pair, number: int) -> tuple[int, bytes]:
     return spi, keymat
 
 
-def test_order_holds_while_drivers_and_keys_change(network: Pair, faults: Faults) -> None:
-    network.forward(mtu=MTU, environments=(faults.environment, None))
+@pytest.mark.parametrize("queues", [1, 4])
+def test_order_holds_while_drivers_and_keys_change(network: Pair, faults: Faults, queues: int) -> None:
+    network.forward(mtu=MTU, environments=(faults.environment, None), queues=queues)
+    threads = 2 * queues if queues > 1 else 1
     faults.set(recording=1)
     with flows(network) as made:
         steps = iter(range(1_000_000))
@@ -173,12 +175,12 @@ def test_order_holds_while_drivers_and_keys_change(network: Pair, faults: Faults
             if step % 20 == 0:
                 replace_sa(network, step)
             if step % 50 == 25:
-                workers = step % 100 == 25
-                switch(network, step // 50 % 2, not workers)
+                # Side 0 stops, side 1 stops, both start again.
+                switch(network, step // 50 % 2, 0 if step // 100 % 2 == 0 else threads)
 
         made.run(8000, meanwhile=change)
         for side in (0, 1):
-            switch(network, side, True)
+            switch(network, side, threads)
         made.run(500)
         made.check()
     assert network.drops() == [{}, {}]

@@ -217,17 +217,20 @@ table ip nat_box {{
         self.launch(name, **sections)
         return self.wait_listening(name)
 
-    def launch(self, name: str, *, nhrp: str = "", tunnel: str = "", profile: str = "", extra: str = "") -> None:
+    def launch(
+        self, name: str, *, nhrp: str = "", tunnel: str = "", profile: str = "", extra: str = "", gateway: str = ""
+    ) -> None:
         """Run `dsvpn up` with these lines in its sections."""
-        gateway = self.gateways[name]
+        made = self.gateways[name]
         self._launch_file(
             name,
             f"""\
 [gateway]
 name = "{name}"
 log_level = "debug"
+{gateway}
 [tunnel.dsvpn0]
-address = ["{gateway.tunnel}/24"]
+address = ["{made.tunnel}/24"]
 source = "eth0"
 key = 42
 {tunnel}

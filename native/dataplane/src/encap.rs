@@ -5,6 +5,7 @@ mod report;
 mod transmit;
 
 use std::marker::PhantomData;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use dsvpn_wire::ip::{IpPacket, protocol, read_u128};
@@ -16,6 +17,7 @@ use crate::limiter::RateLimiter;
 use crate::output::Output;
 use crate::prefetch::{NoPrefetch, Prefetch};
 use crate::tables::{Adjacency, Tables, Tunnel};
+use crate::turn::Turns;
 use crate::vector::{GsoLimits, PacketMeta, SendBatch, TunBatch};
 use lookahead::{Lookahead, Resolved};
 
@@ -44,11 +46,12 @@ impl Default for EncapConfig {
 /// How far [`Encap::run`] came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Packets that are dealt with. Fewer than were given: the send arena is full.
+    /// Packets that are dealt with. Fewer than were given: the send arena is full, or another worker has a key
+    /// ([`Encap::must_wait`]).
     pub consumed: usize,
 }
 
-/// Where a packet was left when the arena was full: the copy (multicast) and the segment that come next.
+/// Where a packet was left when the run had to stop: the copy (multicast) and the segment that come next.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Resume {
     copy: u32,
@@ -67,6 +70,8 @@ pub struct Encap<P = NoPrefetch> {
     redirects: RateLimiter,
     too_big: RateLimiter,
     scratch: Vec<u8>,
+    /// `None`: it is the only one that seals.
+    turns: Option<Turns>,
     prefetch: PhantomData<P>,
 }
 
@@ -116,7 +121,7 @@ struct Vector<'t, 'o> {
 /// What became of a packet.
 enum Outcome {
     Done,
-    /// The arena is full; go on here.
+    /// The arena is full, or another worker has the key; go on here.
     Full(Resume),
 }
 
@@ -132,6 +137,7 @@ impl<P: Prefetch> Encap<P> {
             redirects: RateLimiter::new(PUNT_INTERVAL_NS, PUNTS_PER_SECOND),
             too_big: RateLimiter::new(TOO_BIG_INTERVAL_NS, TOO_BIG_PER_SECOND),
             scratch: Vec::with_capacity(64 * 1024),
+            turns: None,
             prefetch: PhantomData,
         }
     }
@@ -139,6 +145,27 @@ impl<P: Prefetch> Encap<P> {
     /// Change how much one UDP message may hold, from the next run on.
     pub fn set_limits(&mut self, udp: GsoLimits) {
         self.limits = udp;
+    }
+
+    /// Seal as one of several workers, each with a number of its own. With a key that another has sealed with and not yet
+    /// sent, a run stops as if the arena were full. So after every run the caller sends the batch, calls
+    /// [`Encap::release`], and waits while [`Encap::must_wait`]: what leaves under one key leaves in the order of its numbers.
+    pub fn share(&mut self, worker: NonZeroU32) {
+        self.turns = Some(Turns::new(worker));
+    }
+
+    /// Everything that was sealed is sent: others may use these keys.
+    #[inline]
+    pub fn release(&mut self) {
+        if let Some(turns) = &mut self.turns {
+            turns.release();
+        }
+    }
+
+    /// Whether the packet that comes next needs a key that another worker has.
+    #[inline]
+    pub fn must_wait(&self) -> bool {
+        self.turns.as_ref().is_some_and(Turns::must_wait)
     }
 
     /// Encapsulate packets of a tunnel into `send` and `batch`, in order; ICMP errors about them go to `replies`.
@@ -164,6 +191,9 @@ impl<P: Prefetch> Encap<P> {
             self.shared.counters.add(Counter::DropNoTunnel, packets.len() as u64);
             return Progress { consumed: packets.len() };
         };
+        if let Some(turns) = &mut self.turns {
+            turns.ask_anew();
+        }
         let output = Output::new(send, batch, self.limits);
         let messages = output.messages();
         let mut vector =
@@ -175,7 +205,7 @@ impl<P: Prefetch> Encap<P> {
             let resume = left.take();
             let resolved = lookahead.next(index);
             if let Outcome::Full(resume) = self.packet(&mut vector, resolved, arena, meta, resume) {
-                if vector.output.is_empty() {
+                if vector.output.is_empty() && !self.turns.as_ref().is_some_and(Turns::is_refused) {
                     // Not even an empty arena has room: the caller's arena is below the minimum.
                     self.tally.add(Counter::DropTooBig, 1);
                     continue;

@@ -29,6 +29,7 @@ mod sources;
 mod spi;
 pub mod stages;
 mod tables;
+mod turn;
 mod vector;
 mod writer;
 

@@ -8,6 +8,7 @@ use crate::esp::Shape;
 use crate::kernel::GcmKey;
 use crate::prefetch::{Prefetch, ask, ask_lines};
 use crate::replay::ReplayWindow;
+use crate::turn::KeyUse;
 
 /// Where the kernel's key lies in an SA: at the beginning of a cache line, behind what else every packet needs.
 const OUTBOUND_KEY: usize = 64;
@@ -41,16 +42,16 @@ pub struct OutboundSa {
     control_octets: AtomicU64,
     /// The SA with the same key that counts instead of this one.
     counting: Option<Arc<OutboundSa>>,
-    /// Where `next` goes when this SA does.
-    rest: Arc<AtomicU64>,
+    /// Where `next` goes when this SA does, and whose turn it is to seal.
+    pub(crate) key: Arc<KeyUse>,
     /// Where the other counters go then.
     counters: Option<Arc<AdjacencyCounters>>,
 }
 
 impl OutboundSa {
-    /// An SA that begins at the sequence number in `rest`, and leaves its next one there when it is dropped.
-    pub(crate) fn new(spi: u32, cipher: Cipher, esn: bool, rest: Arc<AtomicU64>) -> Self {
-        let next = AtomicU64::new(rest.load(Ordering::Relaxed));
+    /// An SA that begins at the sequence number where its key was, and leaves its next one there when it is dropped.
+    pub(crate) fn new(spi: u32, cipher: Cipher, esn: bool, key: Arc<KeyUse>) -> Self {
+        let next = AtomicU64::new(key.rest.load(Ordering::Relaxed));
         let zero = || AtomicU64::new(0);
         Self {
             next,
@@ -66,7 +67,7 @@ impl OutboundSa {
             control_packets: zero(),
             control_octets: zero(),
             counting: None,
-            rest,
+            key,
             counters: None,
         }
     }
@@ -166,7 +167,7 @@ impl OutboundSa {
 impl Drop for OutboundSa {
     fn drop(&mut self) {
         if self.counting.is_none() {
-            self.rest.store(self.next.load(Ordering::Relaxed), Ordering::Relaxed);
+            self.key.rest.store(self.next.load(Ordering::Relaxed), Ordering::Relaxed);
         }
         if let Some(counters) = &self.counters {
             counters.outward.add(self.data());

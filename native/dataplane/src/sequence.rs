@@ -5,13 +5,13 @@
 //! gives the plaintexts away and lets packets be forged (RFC 4106 section 2).
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 
 use ring::digest::{SHA256, digest};
 
 use crate::aead::Cipher;
 use crate::sa::{AdjacencyCounters, OutboundSa};
+use crate::turn::KeyUse;
 
 /// Keys that are remembered: those that 1000 peers use in 65 hours when they rekey hourly.
 const REMEMBERED: usize = if cfg!(test) { 1 << 10 } else { 1 << 16 };
@@ -26,8 +26,8 @@ type Fingerprint = [u8; 32];
 struct Entry {
     /// The SA that counts for the key, while it is there.
     counting: Weak<OutboundSa>,
-    /// The next sequence number when it was dropped.
-    rest: Arc<AtomicU64>,
+    /// What stays when it is dropped.
+    key: Arc<KeyUse>,
 }
 
 /// All keys, found by their hash: no copy of a key stays here.
@@ -54,7 +54,7 @@ impl SequenceBook {
         let mut fingerprint = Fingerprint::default();
         fingerprint.copy_from_slice(digest(&SHA256, keymat).as_ref());
         if let Some(entry) = self.entries.get_mut(&fingerprint) {
-            let sa = OutboundSa::new(spi, cipher, esn, Arc::clone(&entry.rest)).of_adjacency(counters);
+            let sa = OutboundSa::new(spi, cipher, esn, Arc::clone(&entry.key)).of_adjacency(counters);
             if let Some(counting) = entry.counting.upgrade() {
                 // Two SAs seal with one key until the older has left the tables: one of them counts for both.
                 return sa.counted_by(counting).shared();
@@ -69,9 +69,9 @@ impl SequenceBook {
         }
         self.forget();
         self.let_go();
-        let rest = Arc::new(AtomicU64::new(1));
-        let sa = OutboundSa::new(spi, cipher, esn, Arc::clone(&rest)).of_adjacency(counters).shared();
-        self.entries.insert(fingerprint, Entry { counting: Arc::downgrade(&sa), rest });
+        let key = KeyUse::new(1);
+        let sa = OutboundSa::new(spi, cipher, esn, Arc::clone(&key)).of_adjacency(counters).shared();
+        self.entries.insert(fingerprint, Entry { counting: Arc::downgrade(&sa), key });
         self.order.push_back(fingerprint);
         self.referring.push_back(fingerprint);
         sa

@@ -34,7 +34,8 @@ pub struct DecapDriver {
 }
 
 impl DecapDriver {
-    pub fn new(shared: Arc<Shared>, reader: TablesReader, clock: Clock) -> Self {
+    /// `lane`: whose sockets and TUN queues it uses, of those who forward at the same time.
+    pub fn new(shared: Arc<Shared>, reader: TablesReader, clock: Clock, lane: usize) -> Self {
         Self {
             decap: Decap::new(Arc::clone(&shared), config(true, false)),
             shared,
@@ -44,8 +45,8 @@ impl DecapDriver {
             datagrams: Vec::with_capacity(64),
             batch: TunBatch::new(),
             ring: ReceiveRing::new(),
-            output: TunOutput::new(),
-            replies: SendRing::new(),
+            output: TunOutput::new(lane),
+            replies: SendRing::new(lane),
         }
     }
 

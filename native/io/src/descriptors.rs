@@ -28,8 +28,14 @@ impl Descriptors {
         &self.underlay
     }
 
-    pub fn tunnel_of(&self, descriptor: RawFd) -> Option<u32> {
-        self.tuns().find(|(_, tun)| tun.as_raw_fd() == descriptor).map(|(id, _)| id)
+    /// The queues of all devices: tunnel id, device and number of the queue.
+    pub fn queues(&self) -> impl Iterator<Item = (u32, &Arc<Tun>, usize)> {
+        self.tuns().flat_map(|(id, tun)| (0..tun.queues()).map(move |queue| (id, tun, queue)))
+    }
+
+    /// The queue that a descriptor gives the packets of.
+    pub fn queue_of(&self, descriptor: RawFd) -> Option<(u32, &Arc<Tun>, usize)> {
+        self.queues().find(|(_, tun, queue)| tun.queue(*queue) == descriptor)
     }
 
     pub fn socket_of(&self, descriptor: RawFd) -> Option<usize> {

@@ -1,6 +1,10 @@
 //! TUN to underlay: fill the arena, encapsulate, send, until the device has no more.
 
+use std::hint;
+use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use dsvpn_dataplane::{Counter, EncapConfig, PacketMeta, Punt, PuntKind, SendBatch, Shared, TablesReader, TunBatch};
 use dsvpn_wire::virtio::VirtioNetHeader;
@@ -21,6 +25,12 @@ const SEND_ARENA: usize = 256 * 1024;
 
 /// Most packets of a vector: bounds the wait of the first one where packets are small.
 const PACKETS: usize = 256;
+
+/// How often a key is looked at that another worker has, before it is waited for asleep: some microseconds.
+const SPINS: u32 = 200;
+
+/// Between two looks at it from there on: a fraction of a full vector's time.
+const PAUSE: Duration = Duration::from_micros(20);
 
 /// One direction's state: one per thread that forwards.
 pub struct EncapDriver {
@@ -47,7 +57,8 @@ pub struct Drained {
 }
 
 impl EncapDriver {
-    pub fn new(shared: Arc<Shared>, reader: TablesReader, clock: Clock) -> Self {
+    /// `lane`: whose sockets and TUN queues it uses, of those who forward at the same time.
+    pub fn new(shared: Arc<Shared>, reader: TablesReader, clock: Clock, lane: usize) -> Self {
         Self {
             encap: Encap::new(Arc::clone(&shared), EncapConfig::default()),
             shared,
@@ -58,16 +69,21 @@ impl EncapDriver {
             send_arena: vec![0; SEND_ARENA].into_boxed_slice(),
             batch: SendBatch::new(),
             replies: TunBatch::new(),
-            ring: SendRing::new(),
-            output: TunOutput::new(),
+            ring: SendRing::new(lane),
+            output: TunOutput::new(lane),
         }
     }
 
-    /// Forward at most `budget` vectors from one TUN, until it has no more.
-    pub fn drain(&mut self, descriptors: &Descriptors, tunnel: u32, tun: &Tun, budget: usize) -> Drained {
+    /// Seal as one of several, of whom no other has this number.
+    pub fn share(&mut self, worker: NonZeroU32) {
+        self.encap.share(worker);
+    }
+
+    /// Forward at most `budget` vectors from one queue of a TUN, until it has no more.
+    pub fn drain(&mut self, descriptors: &Descriptors, tunnel: u32, tun: &Tun, queue: usize, budget: usize) -> Drained {
         let mut drained = Drained::default();
         for _ in 0..budget {
-            let more = self.fill(tun);
+            let more = self.fill(tun, queue);
             if !self.packets.is_empty() {
                 self.forward(descriptors, tunnel);
                 drained.packets += self.packets.len();
@@ -86,13 +102,13 @@ impl EncapDriver {
     }
 
     /// Read packets until the device has none, the arena is full or there are enough.
-    fn fill(&mut self, tun: &Tun) -> Fill {
+    fn fill(&mut self, tun: &Tun, queue: usize) -> Fill {
         self.packets.clear();
         let mut at = 0;
         while self.packets.len() < PACKETS && at + 16 + READ_ROOM <= self.arena.len() {
             // The packet behind the virtio header begins at a multiple of 16: copies of it are aligned.
             let start = at + (16 - VIRTIO_HEADER);
-            let count = match tun.read(&mut self.arena[start..start + READ_ROOM]) {
+            let count = match tun.read(queue, &mut self.arena[start..start + READ_ROOM]) {
                 Ok(Some(count)) => count,
                 Ok(None) => return Fill::Empty,
                 // A packet that the kernel took off its queue and could not describe.
@@ -150,11 +166,30 @@ impl EncapDriver {
             let counters = &self.shared.counters;
             self.ring.send(descriptors.underlay(), &self.send_arena, &self.batch.messages, counters);
             self.batch.clear();
+            self.encap.release();
             if !self.replies.packets.is_empty() {
                 self.output.write_batch(descriptors, &[], &self.replies, counters);
                 self.replies.clear();
             }
             first += progress.consumed;
+            if self.encap.must_wait() {
+                self.wait_for_turn();
+            }
+        }
+    }
+
+    /// Wait until another worker has sent what it sealed with the key that comes next.
+    #[cold]
+    fn wait_for_turn(&self) {
+        let mut spins = 0;
+        while self.encap.must_wait() {
+            if spins < SPINS {
+                spins += 1;
+                hint::spin_loop();
+            } else {
+                // It may have lost its processor: to this thread, for one.
+                thread::sleep(PAUSE);
+            }
         }
     }
 }

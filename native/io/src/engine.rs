@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +24,7 @@ use crate::send::SendRing;
 use crate::socket::SocketKind;
 use crate::tun::{Tun, check_device_name};
 use crate::underlay::{Underlay, UnderlayConfig};
-use crate::worker::{MAX_THREADS, Workers, default_threads, panic_text};
+use crate::worker::{MAX_PAIRS, Workers, default_threads, panic_text};
 
 /// Between two looks at whether workers have left the old tables: a fraction of a full vector's time.
 const COMMIT_PAUSE: Duration = Duration::from_micros(20);
@@ -102,15 +103,22 @@ impl Core {
 }
 
 /// What sends for the control plane.
-#[derive(Default)]
 struct ControlSender {
     ring: SendRing,
     scratch: Vec<u8>,
 }
 
+impl Default for ControlSender {
+    fn default() -> Self {
+        Self { ring: SendRing::new(0), scratch: Vec::new() }
+    }
+}
+
 /// Descriptors and drivers of one gateway process.
 pub struct Engine {
     core: Arc<Core>,
+    /// Queues of every TUN device, and sockets that share the NAT traversal port.
+    lanes: usize,
     descriptors: Arc<DescriptorTable>,
     underlay_config: Mutex<Option<UnderlayConfig>>,
     drivers: Mutex<Option<(EncapDriver, DecapDriver)>>,
@@ -120,13 +128,23 @@ pub struct Engine {
 }
 
 impl Engine {
+    /// An engine for one worker per direction.
     pub fn new(core: Arc<Core>) -> Result<Self, Error> {
+        Self::with_lanes(core, 1)
+    }
+
+    /// An engine for at most so many workers per direction: each has a queue of every TUN device and a socket of its own.
+    pub fn with_lanes(core: Arc<Core>, lanes: usize) -> Result<Self, Error> {
+        if !(1..=MAX_PAIRS).contains(&lanes) {
+            return Err(Error::Misuse(format!("queues: {lanes} is not within 1 to {MAX_PAIRS}")));
+        }
         let event = EventFd::new().map_err(|error| SystemError::new("cannot make an eventfd", error))?;
         let punt_event = Arc::new(event);
         let wake = Arc::clone(&punt_event);
         core.shared.punts.set_wake(move || wake.signal());
         Ok(Self {
             core,
+            lanes,
             descriptors: Arc::default(),
             underlay_config: Mutex::new(None),
             drivers: Mutex::new(None),
@@ -145,7 +163,7 @@ impl Engine {
     pub fn add_tunnel(&self, name: &str, config: TunnelConfig) -> Result<u32, Error> {
         check_device_name(name).map_err(|why| Error::Misuse(format!("name: {why}")))?;
         let tunnel = self.descriptors.free_tunnel();
-        let tun = Tun::create(name)?;
+        let tun = Tun::create(name, self.lanes)?;
         let mut writer = self.core.writer();
         writer.add_tunnel(tunnel, config)?;
         writer.commit();
@@ -182,7 +200,7 @@ impl Engine {
         if current.is_some() {
             return misuse("the underlay is open already");
         }
-        self.descriptors.set_underlay(Underlay::open(&config)?);
+        self.descriptors.set_underlay(Underlay::open(&config, self.lanes)?);
         *current = Some(config);
         drop(current);
         self.refresh_workers();
@@ -239,7 +257,7 @@ impl Engine {
         }
         let counters = &self.core.shared.counters;
         let descriptors = self.descriptors.current();
-        match descriptors.underlay().socket(kind, remote.is_ipv6()) {
+        match descriptors.underlay().socket(kind, remote.is_ipv6(), 0) {
             Some(socket) => lock(&self.sender).ring.send_datagram(socket, local, remote, datagram, counters),
             None => counters.add(Counter::DropSendRefused, 1),
         }
@@ -273,7 +291,7 @@ impl Engine {
             return Vec::new();
         }
         let current = self.descriptors.current();
-        let tuns = current.tuns().map(|(_, tun)| (tun.as_raw_fd(), true));
+        let tuns = current.queues().map(|(_, tun, queue)| (tun.queue(queue), true));
         tuns.chain(current.underlay().sockets().iter().map(|socket| (socket.as_raw_fd(), false))).collect()
     }
 
@@ -297,11 +315,9 @@ impl Engine {
     fn drain_with_drivers(&self, descriptor: RawFd, budget: usize) -> Result<usize, Error> {
         let current = self.descriptors.current();
         let mut drivers = lock(&self.drivers);
-        let (encap, decap) = drivers.get_or_insert_with(|| self.new_drivers());
-        if let Some(tunnel) = current.tunnel_of(descriptor)
-            && let Some(tun) = current.tun(tunnel)
-        {
-            let drained = encap.drain(&current, tunnel, tun, budget);
+        let (encap, decap) = drivers.get_or_insert_with(|| self.new_drivers(0));
+        if let Some((tunnel, tun, queue)) = current.queue_of(descriptor) {
+            let drained = encap.drain(&current, tunnel, tun, queue, budget);
             if drained.dead {
                 return Err(Error::System(SystemError::new(
                     format!("network device {} was taken away", tun.name()),
@@ -326,31 +342,53 @@ impl Engine {
         offloads::kernel_drops(&self.descriptors.current())
     }
 
-    fn new_drivers(&self) -> (EncapDriver, DecapDriver) {
+    /// `lane`: whose they are, of those that forward at the same time.
+    fn new_drivers(&self, lane: usize) -> (EncapDriver, DecapDriver) {
         let (shared, clock) = (&self.core.shared, self.core.clock);
         (
-            EncapDriver::new(Arc::clone(shared), self.core.reader(), clock),
-            DecapDriver::new(Arc::clone(shared), self.core.reader(), clock),
+            EncapDriver::new(Arc::clone(shared), self.core.reader(), clock, lane),
+            DecapDriver::new(Arc::clone(shared), self.core.reader(), clock, lane),
         )
     }
 
-    /// Let native threads own the descriptors: one for both directions, one for each, or as many as serve this machine
-    /// best. Nothing happens if they do.
+    /// Let native threads own the descriptors: one for both directions, one for each, or several for each, among which
+    /// the queues and sockets are shared out. `None`: as many as there are queues, or with one as serve this machine best.
+    /// Nothing happens if they do.
     pub fn start_workers(&self, threads: Option<usize>) -> Result<(), Error> {
+        let most = 2 * self.lanes;
         if let Some(threads) = threads
-            && !(1..=MAX_THREADS).contains(&threads)
+            && (threads == 0 || threads > most || (threads > 1 && threads % 2 == 1))
         {
-            return Err(Error::Misuse(format!("threads: {threads} is not 1 (both directions) or 2 (one for each)")));
+            let more = if self.lanes == 1 { String::new() } else { format!(", or an even number up to {most}") };
+            return Err(Error::Misuse(format!(
+                "threads: {threads} is not 1 (both directions) or 2 (one for each){more}"
+            )));
         }
         let mut workers = lock(&self.workers);
         if workers.is_none() {
-            let threads = threads.unwrap_or_else(default_threads);
-            let (encap, decap) = self.new_drivers();
-            let started = Workers::start(&self.descriptors, &self.core.shared, &self.punt_event, encap, decap, threads)
+            let threads = threads.unwrap_or_else(|| if self.lanes > 1 { most } else { default_threads().min(most) });
+            let pairs = (threads / 2).max(1);
+            let drivers = (0..pairs).map(|lane| {
+                let (mut encap, decap) = self.new_drivers(lane);
+                if let Some(worker) = NonZeroU32::new(lane as u32 + 1)
+                    && pairs > 1
+                {
+                    encap.share(worker);
+                }
+                (encap, decap)
+            });
+            let drivers = drivers.collect();
+            let started = Workers::start(&self.descriptors, &self.core.shared, &self.punt_event, drivers, threads)
                 .map_err(|error| SystemError::new("cannot start the worker threads", error))?;
             *workers = Some(started);
         }
         Ok(())
+    }
+
+    /// What each worker has taken in, by its name: packets from TUN devices and messages from sockets, a superpacket or
+    /// a joined run as one. Nothing when none runs.
+    pub fn worker_packets(&self) -> Vec<(String, u64)> {
+        lock(&self.workers).as_ref().map_or_else(Vec::new, Workers::packets)
     }
 
     /// How many worker threads there are.

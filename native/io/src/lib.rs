@@ -25,6 +25,7 @@ mod send;
 mod socket;
 mod tun;
 mod tun_output;
+mod tun_queues;
 mod underlay;
 mod worker;
 
@@ -33,3 +34,4 @@ pub use engine::{Core, Engine, Error};
 pub use error::SystemError;
 pub use prefetch::{Decap, Encap};
 pub use underlay::UnderlayConfig;
+pub use worker::default_threads;

@@ -4,16 +4,19 @@ use std::fs;
 
 use crate::descriptors::Descriptors;
 use crate::gso_selftest::Outcome;
-use crate::socket::{Socket, SocketKind};
+use crate::socket::{Gso, Socket, SocketKind};
 
 /// Every offload by name and how it stands, in the order in which they are shown.
 pub fn offloads(descriptors: &Descriptors) -> Vec<(String, String)> {
     let underlay = descriptors.underlay();
     let mut found = Vec::new();
     let nat: Vec<&Socket> = underlay.sockets().iter().filter(|socket| socket.kind() == SocketKind::Nat).collect();
-    for socket in &nat {
-        let version = if socket.is_ipv6() { "IPv6" } else { "IPv4" };
-        found.push((format!("UDP GSO, {version}"), socket.gso().text().to_owned()));
+    for (version, ipv6) in [("IPv4", false), ("IPv6", true)] {
+        // Sockets that share a port learn by themselves: the first that is off tells for all.
+        let gso: Vec<Gso> = nat.iter().filter(|socket| socket.is_ipv6() == ipv6).map(|socket| socket.gso()).collect();
+        if let Some(shown) = gso.iter().find(|gso| **gso != Gso::On).or(gso.first()) {
+            found.push((format!("UDP GSO, {version}"), shown.text().to_owned()));
+        }
     }
     if !nat.is_empty() {
         let all = nat.iter().all(|socket| socket.gro());
@@ -28,6 +31,12 @@ pub fn offloads(descriptors: &Descriptors) -> Vec<(String, String)> {
     found.push((String::from("UDP GSO self-test"), self_test));
     for (_, tun) in descriptors.tuns() {
         found.push((format!("device {}", tun.name()), tun.offloads()));
+        if let Some(why) = tun.one_queue() {
+            found
+                .push((format!("queues of {}", tun.name()), format!("off: the kernel gives no more than one ({why})")));
+        } else if tun.queues() > 1 {
+            found.push((format!("queues of {}", tun.name()), tun.queues().to_string()));
+        }
     }
     found
 }

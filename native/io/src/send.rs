@@ -37,6 +37,8 @@ struct Outgoing {
 
 /// The kernel's descriptions of the messages of one call, kept for reuse.
 pub struct SendRing {
+    /// Whose sockets it sends by.
+    lane: usize,
     headers: Vec<libc::mmsghdr>,
     vectors: Vec<libc::iovec>,
     names: Vec<Name>,
@@ -48,17 +50,12 @@ pub struct SendRing {
 // `send_ring`; every use is preceded by `describe`, which writes them anew.
 unsafe impl Send for SendRing {}
 
-impl Default for SendRing {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl SendRing {
-    pub fn new() -> Self {
+    pub fn new(lane: usize) -> Self {
         // SAFETY: mmsghdr is a plain C structure for which all zeroes is a valid value.
         let header: libc::mmsghdr = unsafe { std::mem::zeroed() };
         Self {
+            lane,
             headers: vec![header; RING],
             vectors: vec![libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 }; RING],
             names: vec![Name::EMPTY; RING],
@@ -75,7 +72,7 @@ impl SendRing {
             let run = rest.iter().take_while(|message| key(message) == key(first)).count();
             let (now, later) = rest.split_at(run);
             rest = later;
-            match underlay.socket_to(first.endpoint.encapsulation, &first.endpoint.remote) {
+            match underlay.socket_to(first.endpoint.encapsulation, &first.endpoint.remote, self.lane) {
                 Some(socket) => self.send_run(socket, arena, now, counters),
                 None => {
                     let datagrams = now.iter().map(|message| u64::from(message.segments)).sum();
@@ -283,7 +280,7 @@ mod tests {
             ipv4: true,
             ipv6: false,
         };
-        let underlay = Underlay::open(&config).unwrap();
+        let underlay = Underlay::open(&config, 1).unwrap();
         let arena: Vec<u8> = (0..70_000u32).map(|index| (index / 100) as u8).collect();
         let endpoint = Endpoint {
             encapsulation: Encapsulation::Udp,
@@ -304,7 +301,7 @@ mod tests {
         let mut messages = vec![message(0, 300, 100, 3), message(300, 13_000, 100, 130)];
         messages.extend((0..70).map(|index| message(13_300 + index * 100, 100, 100, 1)));
         let counters = Counters::default();
-        let mut ring = SendRing::new();
+        let mut ring = SendRing::new(0);
         ring.send(&underlay, &arena, &messages, &counters);
         let mut buffer = [0; 2000];
         for index in 0..203usize {

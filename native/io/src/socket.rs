@@ -87,6 +87,8 @@ pub struct Socket {
     kind: SocketKind,
     ipv6: bool,
     port: u16,
+    /// Among those that share its port.
+    lane: usize,
     gso: AtomicU8,
     gro: bool,
     refusals: AtomicU32,
@@ -95,6 +97,31 @@ pub struct Socket {
 impl Socket {
     /// Open and bind to the wildcard address. `port` is 0 for raw sockets.
     pub fn open(kind: SocketKind, ipv6: bool, port: u16, dont_fragment: bool) -> Result<Self, SystemError> {
+        Self::open_lane(kind, ipv6, port, dont_fragment, None)
+    }
+
+    /// Open several that share a port (SO_REUSEPORT). The kernel chooses one by the hash of both addresses and ports, so
+    /// that a peer's datagrams stay on one while his address does.
+    pub fn open_shared(
+        kind: SocketKind,
+        ipv6: bool,
+        port: u16,
+        dont_fragment: bool,
+        lanes: usize,
+    ) -> Result<Vec<Self>, SystemError> {
+        // Somebody else's socket that would share its port is not joined: half of the datagrams would be his.
+        drop(Self::open(kind, ipv6, port, dont_fragment)?);
+        (0..lanes).map(|lane| Self::open_lane(kind, ipv6, port, dont_fragment, Some(lane))).collect()
+    }
+
+    /// `lane`: it shares its port.
+    fn open_lane(
+        kind: SocketKind,
+        ipv6: bool,
+        port: u16,
+        dont_fragment: bool,
+        lane: Option<usize>,
+    ) -> Result<Self, SystemError> {
         let family = if ipv6 { libc::AF_INET6 } else { libc::AF_INET };
         let kind_flag = if kind.is_udp() { libc::SOCK_DGRAM } else { libc::SOCK_RAW };
         let what = match kind {
@@ -117,12 +144,13 @@ impl Socket {
             kind,
             ipv6,
             port,
+            lane: lane.unwrap_or_default(),
             gso: AtomicU8::new(Gso::Unsupported as u8),
             gro: false,
             refusals: AtomicU32::new(0),
         };
         socket
-            .configure(dont_fragment)
+            .configure(dont_fragment, lane.is_some())
             .map_err(|error| SystemError::new(format!("cannot set up {what} over {version}"), error))?;
         if kind.is_udp() {
             let (name, length) = Name::new(&SocketAddr::new(unspecified(ipv6), port));
@@ -140,7 +168,10 @@ impl Socket {
         Ok(socket)
     }
 
-    fn configure(&mut self, dont_fragment: bool) -> io::Result<()> {
+    fn configure(&mut self, dont_fragment: bool, shared: bool) -> io::Result<()> {
+        if shared {
+            self.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+        }
         // The path MTU is the configuration's: PROBE sets DF and ignores what a forged ICMP could have taught the
         // kernel (RFC 5927 section 7), so a stranger cannot shrink the tunnel. IKE's own port never sets DF: its
         // messages may be larger than a link.
@@ -195,6 +226,11 @@ impl Socket {
 
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Its number among those that share its port; 0 for one that is alone.
+    pub fn lane(&self) -> usize {
+        self.lane
     }
 
     /// Whether messages may be sent as one superdatagram that the kernel cuts.

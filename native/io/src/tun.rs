@@ -1,11 +1,11 @@
 //! The TUN device with virtio headers: one read or write is one packet or one superpacket.
 
-use std::ffi::CString;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use crate::error::SystemError;
+use crate::tun_queues::Queues;
 
 /// The virtio_net_hdr without the mergeable buffer count.
 pub const VIRTIO_HEADER: usize = 10;
@@ -22,7 +22,6 @@ const OFFLOAD_TSO6: libc::c_ulong = 0x04;
 const OFFLOAD_USO4: libc::c_ulong = 0x20;
 const OFFLOAD_USO6: libc::c_ulong = 0x40;
 
-const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
 /// Packets that the device holds until they are read.
 const QUEUE_LENGTH: libc::c_int = 4096;
@@ -31,7 +30,12 @@ const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 /// An open TUN device. Closing it removes the device.
 #[derive(Debug)]
 pub struct Tun {
-    descriptor: OwnedFd,
+    /// One per queue.
+    readers: Vec<OwnedFd>,
+    /// As many, or none: then the only reader is written to.
+    writers: Vec<OwnedFd>,
+    /// Why there are no more queues.
+    one_queue: Option<io::Error>,
     name: String,
     offload: libc::c_ulong,
     /// By gso_type of the virtio header, a bit: a superpacket of that kind was refused, and its segments are written
@@ -61,47 +65,11 @@ pub fn check_device_name(name: &str) -> Result<(), String> {
 }
 
 impl Tun {
-    /// Create the device, nonblocking, with all segmentation and checksum offloads that the kernel takes.
-    pub fn create(name: &str) -> Result<Self, SystemError> {
-        let path = c"/dev/net/tun";
-        // SAFETY: the path is a valid C string.
-        let descriptor = unsafe { libc::open(path.as_ptr(), libc::O_RDWR | libc::O_NONBLOCK | libc::O_CLOEXEC) };
-        if descriptor < 0 {
-            let error = io::Error::last_os_error();
-            let what = match error.raw_os_error() {
-                Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
-                    "/dev/net/tun is missing: load the kernel module 'tun', or give the container that device".into()
-                }
-                Some(libc::EPERM | libc::EACCES) => {
-                    "/dev/net/tun cannot be opened: run as root or with CAP_NET_ADMIN".into()
-                }
-                _ => String::from("cannot open /dev/net/tun"),
-            };
-            return Err(SystemError::new(what, error));
-        }
-        // SAFETY: the descriptor was just made and nothing else owns it.
-        let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
-        // SAFETY: ifreq is a plain C structure for which all zeroes is a valid value.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        let c_name = CString::new(name)
-            .map_err(|_| SystemError::new("device name with a NUL", io::Error::from_raw_os_error(libc::EINVAL)))?;
-        for (target, source) in request.ifr_name.iter_mut().zip(c_name.as_bytes().iter().take(15)) {
-            *target = *source as libc::c_char;
-        }
-        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
-        // SAFETY: TUNSETIFF reads and writes one ifreq, which is valid and exclusively borrowed.
-        if unsafe { libc::ioctl(descriptor.as_raw_fd(), TUNSETIFF as _, &raw mut request) } < 0 {
-            let error = io::Error::last_os_error();
-            let what = match error.raw_os_error() {
-                Some(libc::EBUSY) => format!("network device {name} is in use by another process"),
-                Some(libc::EPERM) => format!("cannot create network device {name}: run as root or with CAP_NET_ADMIN"),
-                Some(libc::EINVAL | libc::EEXIST) => {
-                    format!("network device {name} exists and is no TUN of this kind: remove it or take another name")
-                }
-                _ => format!("cannot create network device {name}"),
-            };
-            return Err(SystemError::new(what, error));
-        }
+    /// Create the device, nonblocking, with all segmentation and checksum offloads that the kernel takes, and as many queues
+    /// as asked for or one.
+    pub fn create(name: &str, queues: usize) -> Result<Self, SystemError> {
+        let Queues { readers, writers, refused: one_queue, request } = Queues::create(name, queues)?;
+        let descriptor = &readers[0];
         let size = VIRTIO_HEADER as libc::c_int;
         // SAFETY: TUNSETVNETHDRSZ reads one int.
         if unsafe { libc::ioctl(descriptor.as_raw_fd(), TUNSETVNETHDRSZ as _, &raw const size) } < 0 {
@@ -111,13 +79,28 @@ impl Tun {
             ));
         }
         set_queue_length(&request);
-        let offload = OFFLOADS.into_iter().find(|offload| set_offload(&descriptor, *offload).is_ok()).unwrap_or(0);
+        let offload = OFFLOADS.into_iter().find(|offload| set_offload(descriptor, *offload).is_ok()).unwrap_or(0);
         let (refused, gone) = (AtomicU8::new(0), AtomicBool::new(false));
-        Ok(Self { descriptor, name: name.to_owned(), offload, refused, gone })
+        Ok(Self { readers, writers, one_queue, name: name.to_owned(), offload, refused, gone })
     }
 
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// How many queues it has.
+    pub fn queues(&self) -> usize {
+        self.readers.len()
+    }
+
+    /// What gives the packets of a queue.
+    pub fn queue(&self, queue: usize) -> RawFd {
+        self.readers[queue].as_raw_fd()
+    }
+
+    /// Why there is one queue where several were asked for.
+    pub fn one_queue(&self) -> Option<&io::Error> {
+        self.one_queue.as_ref()
     }
 
     /// Whether the device takes and gives UDP superpackets.
@@ -147,11 +130,12 @@ impl Tun {
         !self.gone.swap(true, Ordering::Relaxed)
     }
 
-    /// Read one virtio header and the packet behind it. None when no packet waits.
-    pub fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    /// Read one virtio header and the packet behind it from a queue. None when no packet waits there.
+    pub fn read(&self, queue: usize, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        let descriptor = self.queue(queue);
         loop {
             // SAFETY: the pointer and the length are those of one exclusively borrowed slice.
-            let count = unsafe { libc::read(self.descriptor.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
+            let count = unsafe { libc::read(descriptor, buffer.as_mut_ptr().cast(), buffer.len()) };
             if count >= 0 {
                 return Ok(Some(count as usize));
             }
@@ -164,13 +148,15 @@ impl Tun {
         }
     }
 
-    /// Write one packet: the virtio header first, whatever the parts are. At most [`MAX_PARTS`] parts.
-    pub fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+    /// Write one packet: the virtio header first, whatever the parts are. At most [`MAX_PARTS`] parts. Workers that write
+    /// with different `lane`s do not get into each other's way.
+    pub fn write(&self, lane: usize, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        let writers = if self.writers.is_empty() { &self.readers } else { &self.writers };
+        let descriptor = writers[lane % writers.len()].as_raw_fd();
         debug_assert!(parts.len() <= MAX_PARTS);
         loop {
             // SAFETY: IoSlice has the layout of iovec on Unix, and its slices are alive for the call.
-            let count =
-                unsafe { libc::writev(self.descriptor.as_raw_fd(), parts.as_ptr().cast(), parts.len() as libc::c_int) };
+            let count = unsafe { libc::writev(descriptor, parts.as_ptr().cast(), parts.len() as libc::c_int) };
             if count >= 0 {
                 return Ok(());
             }
@@ -179,12 +165,6 @@ impl Tun {
                 return Err(error);
             }
         }
-    }
-}
-
-impl AsRawFd for Tun {
-    fn as_raw_fd(&self) -> RawFd {
-        self.descriptor.as_raw_fd()
     }
 }
 

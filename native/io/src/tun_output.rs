@@ -9,22 +9,23 @@ use crate::descriptors::Descriptors;
 use crate::tun::Tun;
 
 /// Writes batches, with the storage that it takes.
-#[derive(Default)]
 pub struct TunOutput {
+    /// Its worker's.
+    lane: usize,
     /// The parts of one packet; empty between batches.
     parts: Vec<IoSlice<'static>>,
     scratch: Vec<u8>,
 }
 
 impl TunOutput {
-    pub fn new() -> Self {
-        Self { parts: Vec::with_capacity(TunBatch::MAX_SLICES + 1), scratch: Vec::new() }
+    pub fn new(lane: usize) -> Self {
+        Self { lane, parts: Vec::with_capacity(TunBatch::MAX_SLICES + 1), scratch: Vec::new() }
     }
 
     /// Write every packet of a batch to the device of its tunnel. What the device refuses is counted.
     pub fn write_batch(&mut self, descriptors: &Descriptors, arena: &[u8], batch: &TunBatch, counters: &Counters) {
         let mut parts: Vec<IoSlice<'_>> = mem::take(&mut self.parts);
-        write_packets(descriptors, arena, batch, &mut parts, &mut self.scratch, counters);
+        write_packets(self.lane, descriptors, arena, batch, &mut parts, &mut self.scratch, counters);
         parts.clear();
         // An empty vector refers to nothing, so its storage can serve the next batch: collecting it in place keeps it.
         self.parts = parts.into_iter().map(|_| IoSlice::new(&[])).collect();
@@ -32,6 +33,7 @@ impl TunOutput {
 }
 
 fn write_packets<'a>(
+    lane: usize,
     descriptors: &Descriptors,
     arena: &'a [u8],
     batch: &'a TunBatch,
@@ -56,16 +58,16 @@ fn write_packets<'a>(
         // The virtio header comes first, whichever part it is in; its second octet is the gso_type.
         let gso_type = parts.first().and_then(|part| part.get(1)).copied().unwrap_or(0);
         if packet.segments > 1 && !tun.takes_superpackets(gso_type) {
-            write_single(tun, arena, batch, packet, scratch, counters);
+            write_single(lane, tun, arena, batch, packet, scratch, counters);
             continue;
         }
-        match tun.write(parts) {
+        match tun.write(lane, parts) {
             Ok(()) => {}
             // Some kernels refuse sound superpackets with a short tail: Linux commit e269d79c7d35 and its backports.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) && packet.segments > 1 => {
                 counters.add(Counter::TunGsoRefused, 1);
                 tun.refuse_superpackets(gso_type);
-                write_single(tun, arena, batch, packet, scratch, counters);
+                write_single(lane, tun, arena, batch, packet, scratch, counters);
             }
             Err(_) => counters.add(Counter::DropTunWrite, u64::from(packet.segments)),
         }
@@ -73,6 +75,7 @@ fn write_packets<'a>(
 }
 
 fn write_single(
+    lane: usize,
     tun: &Tun,
     arena: &[u8],
     batch: &TunBatch,
@@ -81,7 +84,7 @@ fn write_single(
     counters: &Counters,
 ) {
     batch.split(arena, packet, scratch, |octets| {
-        if tun.write(&[IoSlice::new(octets)]).is_err() {
+        if tun.write(lane, &[IoSlice::new(octets)]).is_err() {
             counters.add(Counter::DropTunWrite, 1);
         }
     });

@@ -22,7 +22,9 @@ pub struct UnderlayConfig {
     pub ipv6: bool,
 }
 
-/// The sockets, at most one per kind and address family.
+/// The sockets: one per kind and address family, but for port 4500 as many as there are lanes.
+///
+/// Raw sockets of one protocol would each get a copy of every packet: there is one, whatever the lanes.
 #[derive(Debug, Default)]
 pub struct Underlay {
     sockets: Vec<Socket>,
@@ -31,7 +33,7 @@ pub struct Underlay {
 
 impl Underlay {
     /// Bind everything that is asked for, or nothing. A kernel without IPv6 gets IPv4 alone.
-    pub fn open(config: &UnderlayConfig) -> Result<Self, SystemError> {
+    pub fn open(config: &UnderlayConfig, lanes: usize) -> Result<Self, SystemError> {
         let kinds = [
             (true, SocketKind::Ike, config.ike_port),
             (true, SocketKind::Nat, config.nat_port),
@@ -41,13 +43,13 @@ impl Underlay {
         let mut sockets = Vec::new();
         for (wanted, ipv6) in [(config.ipv4, false), (config.ipv6, true)] {
             for (_, kind, port) in kinds.iter().filter(|(asked, ..)| wanted && *asked) {
-                match Socket::open(*kind, ipv6, *port, config.dont_fragment) {
-                    Ok(socket) => {
-                        if !config.udp_gso {
-                            socket.disable_gso(Gso::Configured);
-                        }
-                        sockets.push(socket);
-                    }
+                let opened = if *kind == SocketKind::Nat && lanes > 1 {
+                    Socket::open_shared(*kind, ipv6, *port, config.dont_fragment, lanes)
+                } else {
+                    Socket::open(*kind, ipv6, *port, config.dont_fragment).map(|socket| vec![socket])
+                };
+                match opened {
+                    Ok(opened) => sockets.extend(opened),
                     Err(error)
                         if ipv6 && config.ipv4 && matches!(error.errno(), libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL) =>
                     {
@@ -56,6 +58,9 @@ impl Underlay {
                     Err(error) => return Err(error),
                 }
             }
+        }
+        if !config.udp_gso {
+            sockets.iter().for_each(|socket: &Socket| socket.disable_gso(Gso::Configured));
         }
         let mut underlay = Self { sockets, self_test: None };
         underlay.test_gso(config);
@@ -85,18 +90,20 @@ impl Underlay {
         &self.sockets
     }
 
-    /// The socket of a kind and a family, if it is open.
-    pub fn socket(&self, kind: SocketKind, ipv6: bool) -> Option<&Socket> {
-        self.sockets.iter().find(|socket| socket.kind() == kind && socket.is_ipv6() == ipv6)
+    /// The socket of a kind and a family, if it is open: a lane's where there are several.
+    pub fn socket(&self, kind: SocketKind, ipv6: bool, lane: usize) -> Option<&Socket> {
+        let mut found = self.sockets.iter().filter(|socket| socket.kind() == kind && socket.is_ipv6() == ipv6);
+        let first = found.next()?;
+        if lane == 0 { Some(first) } else { found.find(|socket| socket.lane() == lane).or(Some(first)) }
     }
 
-    /// The socket that sends an encapsulation to an address.
-    pub fn socket_to(&self, encapsulation: Encapsulation, remote: &IpAddr) -> Option<&Socket> {
+    /// The socket by which a lane sends an encapsulation to an address.
+    pub fn socket_to(&self, encapsulation: Encapsulation, remote: &IpAddr, lane: usize) -> Option<&Socket> {
         let kind = match encapsulation {
             Encapsulation::Udp => SocketKind::Nat,
             Encapsulation::Esp | Encapsulation::EspTunnel => SocketKind::Esp,
             Encapsulation::Gre => SocketKind::Gre,
         };
-        self.socket(kind, remote.is_ipv6())
+        self.socket(kind, remote.is_ipv6(), lane)
     }
 }

@@ -1,5 +1,8 @@
-//! Native threads that own the descriptors, run to completion and sleep in poll when idle: one per direction, or one for
-//! both where a second would only take the processor from the first.
+//! Native threads that own the descriptors, run to completion and sleep in poll when idle: one per direction, one for both
+//! where a second would only take the processor from the first, or where there are more processors several per direction.
+//!
+//! The kernel gives a flow's packets to one queue of a TUN device, and a peer's datagrams to one socket; each queue and each
+//! socket belongs to one worker. So no packet passes another of its flow.
 
 use std::any::Any;
 use std::io;
@@ -17,6 +20,7 @@ use crate::descriptors::{DescriptorTable, Descriptors};
 use crate::encap_driver::EncapDriver;
 use crate::eventfd::EventFd;
 use crate::poll::PollSet;
+use crate::socket::Socket;
 
 /// Vectors from one descriptor before the others have their turn.
 const BUDGET: usize = 4;
@@ -24,19 +28,21 @@ const BUDGET: usize = 4;
 /// How long [`Workers::refresh`] waits for a worker to take up new descriptors.
 const REFRESH: Duration = Duration::from_secs(5);
 
-/// Most threads: one per direction.
-pub const MAX_THREADS: usize = 2;
+/// Most workers per direction.
+pub const MAX_PAIRS: usize = 8;
 
 /// Processors up to which one thread serves both directions. A vector and the answer to it then cost one wake-up
 /// instead of two, and neither direction waits for the other's time slice; measured in docs/performance.md.
 const FEW_PROCESSORS: usize = 2;
 
+/// How many threads a machine is served best by: all its processors, half of them for each direction.
+fn threads_for(processors: usize) -> usize {
+    if processors <= FEW_PROCESSORS { 1 } else { 2 * (processors / 2).min(MAX_PAIRS) }
+}
+
 /// How many threads this machine is served best by.
 pub fn default_threads() -> usize {
-    match thread::available_parallelism() {
-        Ok(processors) if processors.get() <= FEW_PROCESSORS => 1,
-        _ => MAX_THREADS,
-    }
+    thread::available_parallelism().map_or(2, |processors| threads_for(processors.get()))
 }
 
 /// What a worker's owner and the worker say to each other.
@@ -60,7 +66,7 @@ impl Signals {
 struct Worker {
     /// Its place in [`Signals`].
     index: usize,
-    name: &'static str,
+    name: String,
     thread: JoinHandle<Result<(), String>>,
 }
 
@@ -68,24 +74,37 @@ struct Worker {
 pub struct Workers {
     signals: Arc<Signals>,
     workers: Vec<Worker>,
-    threads: usize,
+    /// Name and count of every thread that was started.
+    loads: Vec<(String, Arc<Load>)>,
 }
 
+/// What one worker has taken in, alone in its cache line.
+#[derive(Default)]
+#[repr(align(64))]
+struct Load(AtomicU64);
+
 impl Workers {
-    /// Start one thread for both directions, or one for each. `alarm` is signalled when one ends by a panic.
+    /// Start one thread for both directions, or one for each direction of every pair of drivers. `alarm` is signalled when
+    /// one ends by a panic.
     pub fn start(
         table: &Arc<DescriptorTable>,
         shared: &Arc<Shared>,
         alarm: &Arc<EventFd>,
-        encap: EncapDriver,
-        decap: DecapDriver,
+        drivers: Vec<(EncapDriver, DecapDriver)>,
         threads: usize,
     ) -> io::Result<Self> {
-        let turns = if threads == 1 {
-            vec![("forward", Turn::new(Some(encap), Some(decap)))]
-        } else {
-            vec![("encap", Turn::new(Some(encap), None)), ("decap", Turn::new(None, Some(decap)))]
-        };
+        let of = drivers.len();
+        let mut turns = Vec::with_capacity(2 * of);
+        for (index, (encap, decap)) in drivers.into_iter().enumerate() {
+            let share = Share { index, of };
+            if threads == 1 {
+                turns.push((String::from("forward"), Turn::new(Some(encap), Some(decap), share)));
+                continue;
+            }
+            let number = if of == 1 { String::new() } else { index.to_string() };
+            turns.push((format!("encap{number}"), Turn::new(Some(encap), None, share)));
+            turns.push((format!("decap{number}"), Turn::new(None, Some(decap), share)));
+        }
         let signals = Arc::new(Signals {
             stop: AtomicBool::new(false),
             wanted: AtomicU64::new(0),
@@ -93,7 +112,8 @@ impl Workers {
             taken: Mutex::new(vec![0; turns.len()]),
             changed: Condvar::new(),
         });
-        let mut workers = Self { signals, workers: Vec::with_capacity(turns.len()), threads: turns.len() };
+        let (workers, loads) = (Vec::with_capacity(turns.len()), Vec::with_capacity(turns.len()));
+        let mut workers = Self { signals, workers, loads };
         for (index, (name, turn)) in turns.into_iter().enumerate() {
             workers.spawn(index, name, table, shared, alarm, turn)?;
         }
@@ -102,13 +122,18 @@ impl Workers {
 
     /// How many there are.
     pub fn threads(&self) -> usize {
-        self.threads
+        self.loads.len()
+    }
+
+    /// What each has taken in, by its name.
+    pub fn packets(&self) -> Vec<(String, u64)> {
+        self.loads.iter().map(|(name, load)| (name.clone(), load.0.load(Ordering::Relaxed))).collect()
     }
 
     fn spawn(
         &mut self,
         index: usize,
-        name: &'static str,
+        name: String,
         table: &Arc<DescriptorTable>,
         shared: &Arc<Shared>,
         alarm: &Arc<EventFd>,
@@ -116,6 +141,7 @@ impl Workers {
     ) -> io::Result<()> {
         let (signals, table) = (Arc::clone(&self.signals), Arc::clone(table));
         let (shared, alarm) = (Arc::clone(shared), Arc::clone(alarm));
+        self.loads.push((name.clone(), Arc::clone(&turn.load)));
         let thread = thread::Builder::new().name(format!("dsvpn-{name}")).spawn(move || {
             let result = catch_unwind(AssertUnwindSafe(|| {
                 while !signals.stop.load(Ordering::Acquire) {
@@ -200,45 +226,97 @@ fn outcome(worker: Worker) -> Option<String> {
     }
 }
 
+/// Which queues and sockets are a worker's: one of every so many.
+#[derive(Clone, Copy)]
+struct Share {
+    index: usize,
+    of: usize,
+}
+
+impl Share {
+    fn has(self, lane: usize) -> bool {
+        lane % self.of == self.index
+    }
+}
+
 /// What one worker forwards.
 struct Turn {
     encap: Option<EncapDriver>,
     decap: Option<DecapDriver>,
+    share: Share,
+    load: Arc<Load>,
     poll: PollSet,
 }
 
 impl Turn {
-    fn new(encap: Option<EncapDriver>, decap: Option<DecapDriver>) -> Self {
-        Self { encap, decap, poll: PollSet::default() }
+    fn new(encap: Option<EncapDriver>, decap: Option<DecapDriver>, share: Share) -> Self {
+        Self { encap, decap, share, load: Arc::default(), poll: PollSet::default() }
     }
 
     /// Forward with one snapshot of descriptors until the worker is woken.
     fn run(&mut self, descriptors: &Descriptors, wake: &EventFd) -> io::Result<()> {
-        let sockets = if self.decap.is_some() { descriptors.underlay().sockets() } else { &[] };
-        let mut tuns: Vec<_> = if self.encap.is_some() { descriptors.tuns().collect() } else { Vec::new() };
+        let share = self.share;
+        let sockets: Vec<&Socket> = match self.decap {
+            Some(_) => descriptors.underlay().sockets().iter().filter(|socket| share.has(socket.lane())).collect(),
+            None => Vec::new(),
+        };
+        let mut queues: Vec<_> = match self.encap {
+            Some(_) => descriptors.queues().filter(|(_, _, queue)| share.has(*queue)).collect(),
+            None => Vec::new(),
+        };
         loop {
-            let devices = tuns.iter().map(|(_, tun)| tun.as_raw_fd());
-            self.poll.set([wake.as_raw_fd()].into_iter().chain(sockets.iter().map(AsRawFd::as_raw_fd)).chain(devices));
+            let devices = queues.iter().map(|(_, tun, queue)| tun.queue(*queue));
+            let sources = sockets.iter().map(|socket| socket.as_raw_fd()).chain(devices);
+            self.poll.set([wake.as_raw_fd()].into_iter().chain(sources));
             self.poll.wait()?;
             if self.poll.is_ready(0) {
                 wake.clear();
                 return Ok(());
             }
             let mut index = 0;
+            let mut packets = 0;
             if let Some(decap) = &mut self.decap {
-                for socket in sockets {
+                for socket in &sockets {
                     index += 1;
                     if self.poll.is_ready(index) {
-                        decap.drain(descriptors, socket, BUDGET);
+                        packets += decap.drain(descriptors, socket, BUDGET).packets;
                     }
                 }
             }
             if let Some(encap) = &mut self.encap {
                 // A device that died is watched no more: it would be ready for ever.
-                tuns.retain(|(tunnel, tun)| {
+                queues.retain(|(tunnel, tun, queue)| {
                     index += 1;
-                    !self.poll.is_ready(index) || !encap.drain(descriptors, *tunnel, tun, BUDGET).dead
+                    if !self.poll.is_ready(index) {
+                        return true;
+                    }
+                    let drained = encap.drain(descriptors, *tunnel, tun, *queue, BUDGET);
+                    packets += drained.packets;
+                    !drained.dead
                 });
+            }
+            self.load.0.fetch_add(packets as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_in_pairs_where_there_are_processors() {
+        let expected = [(1, 1), (2, 1), (3, 2), (4, 4), (5, 4), (8, 8), (16, 16), (128, 16)];
+        for (processors, threads) in expected {
+            assert_eq!(threads_for(processors), threads, "{processors} processors");
+        }
+    }
+
+    #[test]
+    fn every_lane_is_one_workers() {
+        for of in 1..=MAX_PAIRS {
+            for lane in 0..MAX_PAIRS {
+                assert_eq!((0..of).filter(|index| Share { index: *index, of }.has(lane)).count(), 1);
             }
         }
     }

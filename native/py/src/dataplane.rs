@@ -21,8 +21,8 @@ pub struct Dataplane {
 #[pymethods]
 impl Dataplane {
     #[new]
-    #[pyo3(signature = (*, aead_backend = "auto"))]
-    fn new(aead_backend: &str) -> PyResult<PyClassInitializer<Self>> {
+    #[pyo3(signature = (*, aead_backend = "auto", queues = 1))]
+    fn new(aead_backend: &str, queues: i64) -> PyResult<PyClassInitializer<Self>> {
         // Of the whole process, for keys that are made from here on.
         match aead_backend {
             "auto" => dsvpn_io::aead::install(),
@@ -30,7 +30,8 @@ impl Dataplane {
             _ => return Err(PyValueError::new_err(format!("aead_backend: {aead_backend:?} is none of auto, ring"))),
         }
         let core = Arc::new(Core::default());
-        let engine = Engine::new(Arc::clone(&core)).map_err(raise)?;
+        let engine =
+            Engine::with_lanes(Arc::clone(&core), integer::<u32>("queues", queues)? as usize).map_err(raise)?;
         Ok(PyClassInitializer::from(Tables { core }).add_subclass(Self { engine }))
     }
 
@@ -140,6 +141,12 @@ impl Dataplane {
         py.detach(|| self.engine.drain(descriptor, budget as usize)).map_err(raise)
     }
 
+    /// How many worker threads this machine is served best by. A pair of them needs a queue.
+    #[staticmethod]
+    fn best_worker_threads() -> usize {
+        dsvpn_io::default_threads()
+    }
+
     /// Let native threads own the descriptors, with the GIL released.
     #[pyo3(signature = (threads = None))]
     fn start_workers(&self, py: Python<'_>, threads: Option<i64>) -> PyResult<()> {
@@ -151,6 +158,12 @@ impl Dataplane {
     #[getter]
     fn worker_threads(&self) -> usize {
         self.engine.worker_threads()
+    }
+
+    /// What each worker has taken in, by its name: a superpacket or a joined run of datagrams as one.
+    #[getter]
+    fn worker_packets(&self) -> BTreeMap<String, u64> {
+        self.engine.worker_packets().into_iter().collect()
     }
 
     /// Stop and join the threads. RuntimeError if one had failed.

@@ -118,7 +118,9 @@ class Tables:
 class Dataplane(Tables):
     """Tables, descriptors and drivers of one gateway process."""
 
-    def __new__(cls, *, aead_backend: str = "auto") -> Dataplane: ...
+    def __new__(cls, *, aead_backend: str = "auto", queues: int = 1) -> Dataplane:
+        """`queues`: of every TUN device, and sockets that share `nat_port`, for as many workers per direction (1 to 8)."""
+
     @property
     def aead_backend(self) -> str:
         """The backend that new keys get, for people: "dsvpn (VAES+AVX2)", "ring (VAES+AVX2)"."""
@@ -202,12 +204,22 @@ class Dataplane(Tables):
         """
 
     def start_workers(self, threads: int | None = None) -> None:
-        """Let native threads own the descriptors, with the GIL released: one for both directions, two for one each, or
-        (None) as many as serve this machine best. ValueError for another number. Nothing happens if they do."""
+        """Let native threads own the descriptors, with the GIL released: one for both directions, two for one each, or an
+        even number up to two for each queue. None: two for each queue; with one queue as many as serve this machine best.
+        ValueError for another number. Nothing happens if they do."""
 
     @property
     def worker_threads(self) -> int:
         """How many worker threads there are: 0 when none runs."""
+
+    @staticmethod
+    def best_worker_threads() -> int:
+        """How many worker threads this machine is served best by: 1, or an even number, half of which are the queues."""
+
+    @property
+    def worker_packets(self) -> dict[str, int]:
+        """What each worker has taken in, by its name ("encap0"): packets from TUN devices or messages from sockets, where
+        a superpacket or a joined run of datagrams counts once. Empty when none runs."""
 
     def stop_workers(self) -> None:
         """Stop and join the threads. RuntimeError if one had failed."""

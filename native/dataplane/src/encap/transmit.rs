@@ -16,7 +16,8 @@ use crate::tables::Adjacency;
 use crate::vector::{Encapsulation, PacketMeta};
 
 impl<P: Prefetch> Encap<P> {
-    /// Send a packet or superpacket through an adjacency. `Some(segment)`: the arena is full, that segment comes next.
+    /// Send a packet or superpacket through an adjacency. `Some(segment)`: the arena is full or another worker has the
+    /// key, that segment comes next.
     #[inline]
     pub(super) fn transmit<'t>(
         &mut self,
@@ -35,6 +36,11 @@ impl<P: Prefetch> Encap<P> {
                 return None;
             }
         };
+        if let (Some(turns), Some(sa)) = (&mut self.turns, sa)
+            && !turns.take(&sa.key)
+        {
+            return Some(segment);
+        }
         if meta.virtio.gso_type == virtio::GSO_NONE {
             self.transmit_single(vector, adjacency, sa, octets, packet, meta)
         } else {

@@ -1,0 +1,188 @@
+"""Several workers per direction: each has a queue of every TUN device, and a socket that shares the NAT traversal port."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from dsvpn_native import Dataplane
+from tests.native.faults import Faults
+from tests.native.flows import inside
+from tests.native.network import Pair, wait_for
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.netns,
+    pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="needs /dev/net/tun: load the kernel module 'tun'"),
+]
+
+PAIRS = 4
+FLOWS = 24
+
+
+def packets(network: Pair, side: int, direction: str) -> dict[str, int]:
+    """What each worker of a direction has taken in."""
+    counted: dict[str, int] = network.nodes[side]("worker_packets")
+    return {name: count for name, count in counted.items() if name.startswith(direction)}
+
+
+@pytest.fixture
+def sockets(network: Pair) -> Iterator[list[tuple[socket.socket, socket.socket]]]:
+    """The two ends of flows through the tunnel, from side 0 to side 1."""
+    network.forward(workers=2 * PAIRS)
+    with ExitStack() as undo:
+
+        def bound(address: str, port: int) -> socket.socket:
+            made = undo.enter_context(closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)))
+            made.bind((address, port))
+            return made
+
+        made = []
+        for number in range(FLOWS):
+            port = 7000 + number
+            one = inside(network.names[0], lambda port=port: bound("10.9.0.1", port))  # type: ignore[misc]
+            other = inside(network.names[1], lambda port=port: bound("10.9.0.2", port))  # type: ignore[misc]
+            one.connect(("10.9.0.2", port))
+            other.connect(("10.9.0.1", port))
+            made.append((one, other))
+        yield made
+
+
+def arrives(receiver: socket.socket) -> bytes:
+    assert select.select([receiver], [], [], 10)[0], "nothing came within 10 s"
+    return receiver.recv(100)
+
+
+def carry(network: Pair, sender: socket.socket, receiver: socket.socket) -> str:
+    """Send one datagram through the tunnel. Gives the worker of side 0 that took it in."""
+    before = packets(network, 0, "encap")
+    sender.send(b"datagram")
+    assert arrives(receiver) == b"datagram"
+    changed = {}
+
+    def is_counted() -> bool:
+        changed.update({name: count for name, count in packets(network, 0, "encap").items() if count != before[name]})
+        return bool(changed)
+
+    wait_for("a worker that has counted it", is_counted)
+    assert len(changed) == 1, f"{before} -> {changed}"
+    return next(iter(changed))
+
+
+def test_flows_are_spread_and_stay_on_their_queue_when_they_are_answered(
+    network: Pair, sockets: list[tuple[socket.socket, socket.socket]]
+) -> None:
+    # The kernel solicits for routers by itself as the device comes up.
+    for side in (0, 1):
+        network.execute(side, "sysctl", "-qw", "net.ipv6.conf.tunnel0.router_solicitations=0")
+        network.ip(side, "address", "flush", "dev", "tunnel0", "scope", "link")
+    taken = [carry(network, one, other) for one, other in sockets]
+    assert set(taken) == {f"encap{number}" for number in range(PAIRS)}, taken
+    for one, other in sockets:
+        # Its answer is written to the device by one worker of the other direction, whichever it is.
+        for _ in range(3):
+            other.send(b"answer")
+            assert arrives(one) == b"answer"
+    assert [carry(network, one, other) for one, other in sockets] == taken, "flows moved to other queues"
+    assert network.drops() == [{}, {}]
+
+
+def test_a_peer_stays_on_one_socket_and_peers_are_spread(network: Pair) -> None:
+    network.forward(workers=2 * PAIRS)
+
+    def workers_of(port: int) -> set[str]:
+        """Which workers took the datagrams of one peer: IKE messages of a port of his own."""
+        before = packets(network, 1, "decap")
+        with closing(inside(network.names[0], lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))) as sender:
+            sender.bind(("192.0.2.1", port))
+            for _ in range(8):
+                sender.sendto(bytes(4) + b"message", ("192.0.2.2", 4500))
+        total = sum(before.values())
+        wait_for("eight messages", lambda: sum(packets(network, 1, "decap").values()) == total + 8)
+        after = packets(network, 1, "decap")
+        return {name for name, count in after.items() if count != before[name]}
+
+    found = [workers_of(port) for port in range(20_000, 20_032)]
+    assert all(len(workers) == 1 for workers in found), found
+    assert set().union(*found) == {f"decap{number}" for number in range(PAIRS)}
+    punts = network.nodes[1]("punts")
+    assert len(punts) == 8 * 32, "IKE goes to the control plane from every socket"
+    assert {(punt["kind"], punt["local_port"]) for punt in punts} == {("ike", 4500)}
+
+
+def test_another_gateways_port_is_not_shared(network: Pair) -> None:
+    def taken() -> socket.socket:
+        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        made.bind(("", 4500))
+        return made
+
+    def open_underlay() -> str:
+        with closing(taken()), pytest.raises(OSError, match="UDP port 4500 is in use") as error:
+            Dataplane(queues=PAIRS).open_underlay(esp=False)
+        return str(error.value)
+
+    assert "4500" in inside(network.names[0], open_underlay)
+
+
+def test_a_kernel_with_one_queue_forwards_by_one_queue(network: Pair, faults: Faults) -> None:
+    faults.set(one_queue=errno.EINVAL)
+    network.forward(workers=2 * PAIRS, environments=(faults.environment, None))
+    offloads = network.nodes[0]("offloads")
+    assert offloads["queues of tunnel0"].startswith("off: the kernel gives no more than one (Invalid argument")
+    assert network.nodes[1]("offloads")["queues of tunnel0"] == str(PAIRS)
+    network.execute(0, "ping", "-c", "3", "-i", "0.1", "-W", "2", "10.9.0.2")
+    counted = packets(network, 0, "encap")
+    assert counted["encap0"] >= 3
+    assert set(counted.values()) == {counted["encap0"], 0}
+    assert network.drops() == [{}, {}]
+
+
+def test_a_device_of_another_process_is_not_joined(network: Pair) -> None:
+    network.forward(workers=2 * PAIRS)
+
+    def join() -> str:
+        with pytest.raises(OSError, match="tunnel0") as error:
+            Dataplane(queues=PAIRS).add_tunnel("tunnel0")
+        return str(error.value)
+
+    inside(network.names[0], join)
+    network.execute(0, "ping", "-c", "3", "-i", "0.1", "-W", "2", "10.9.0.2")
+
+
+def test_queues_end_with_their_tunnel(network: Pair) -> None:
+    network.forward(workers=2 * PAIRS)
+    for _ in range(3):
+        network.nodes[0]("remove_tunnel", 0)
+        assert "tunnel0" not in network.execute(0, "ip", "-brief", "link")
+        assert network.nodes[0]("add_tunnel", "tunnel0") == 0
+    assert len(os.listdir(f"/proc/{network.nodes[0].pid}/fd")) < 100
+
+
+@pytest.mark.parametrize(("queues", "threads"), [(1, 4), (1, 3), (4, 0), (4, 3), (4, 10)])
+def test_threads_that_do_not_fit_the_queues_are_refused(queues: int, threads: int) -> None:
+    with pytest.raises(ValueError, match="threads"):
+        Dataplane(queues=queues).start_workers(threads)
+
+
+@pytest.mark.parametrize("queues", [0, 9, -1])
+def test_queues_are_one_to_eight(queues: int) -> None:
+    with pytest.raises(ValueError, match="queues"):
+        Dataplane(queues=queues)
+
+
+def test_workers_are_a_pair_for_each_queue() -> None:
+    dataplane = Dataplane(queues=3)
+    dataplane.start_workers()
+    assert dataplane.worker_threads == 6
+    assert dataplane.worker_packets == {f"{direction}{number}": 0 for direction in ("encap", "decap") for number in range(3)}
+    dataplane.stop_workers()
+    assert dataplane.worker_packets == {}
+    assert Dataplane.best_worker_threads() in {1, 2, 4, 6, 8, 10, 12, 14, 16}
