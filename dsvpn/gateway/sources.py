@@ -112,15 +112,22 @@ class Sources:
         self._tell(tunnel, peer, adjacency)
 
     def _is_settled(self, tunnel: Tunnel, peer: Peer, source: Address, now: float) -> bool:
-        """Whether it has been known for a while that a source is behind another peer."""
-        other = self._peer_to(tunnel, source)
-        if other is None or other is peer or other.adjacencies[tunnel.name] not in self._told:
-            return False
-        if self._told[other.adjacencies[tunnel.name]].check == "any":
+        """Whether it has been known for a while that a source is behind other peers."""
+        others = self._peers_to(tunnel, source)
+        if not others or peer in others:
             return False
         covering = tunnel.forwarding.covering(source)
         moved = None if covering is None else self._moved.get((tunnel.name, covering[0]))
-        return (moved is None or now - moved > GRACE) and other.since is not None and now - other.since > GRACE
+        if moved is not None and now - moved <= GRACE:
+            return False
+        return all(
+            self._is_checked(tunnel, other) and other.since is not None and now - other.since > GRACE
+            for other in others
+        )
+
+    def _is_checked(self, tunnel: Tunnel, peer: Peer) -> bool:
+        told = self._told.get(peer.adjacencies[tunnel.name])
+        return told is not None and told.check != "any"
 
     def _tell(self, tunnel: Tunnel, peer: Peer, adjacency: int) -> None:
         kinds = {kind for (name, _), kind in peer.needs.items() if name == tunnel.name}
@@ -147,22 +154,24 @@ class Sources:
         if covering is None:
             return None
         prefix = covering[0]
-        other = self._peer_to(tunnel, source)
-        if other is not None and other.proved is not None and other.proved == peer.proved:
+        others = self._peers_to(tunnel, source)
+        if any(other.proved is not None and other.proved == peer.proved for other in others):
             return prefix
         kernel = tunnel.nhrp.routed_to(adjacency, source)
         if kernel is None:
             return None
         return max(prefix, kernel, key=lambda found: found.prefixlen)
 
-    def _peer_to(self, tunnel: Tunnel, source: Address) -> Peer | None:
-        """The peer that has a source, whatever stands in for it."""
+    def _peers_to(self, tunnel: Tunnel, source: Address) -> list[Peer]:
+        """The peers that have a source, whatever stands in for them: several where a route has several next hops."""
         covering = tunnel.forwarding.covering(source)
         if covering is None:
-            return None
-        mapping = tunnel.mappings.get(source if covering[1].address is None else covering[1].address)
-        return None if mapping is None else mapping.peer
+            return []
+        via = covering[1].address
+        addresses = (source,) if via is None else via if isinstance(via, tuple) else (via,)
+        mappings = [tunnel.mappings.get(address) for address in addresses]
+        return [mapping.peer for mapping in mappings if mapping is not None and mapping.peer is not None]
 
     def _owner(self, tunnel: Tunnel, source: Address) -> str:
-        other = self._peer_to(tunnel, source)
-        return "no peer has it" if other is None else f"it is behind {other.identity or other.nbma}"
+        others = self._peers_to(tunnel, source)
+        return f"it is behind {others[0].identity or others[0].nbma}" if others else "no peer has it"

@@ -28,6 +28,11 @@ impl Group {
         group
     }
 
+    /// All of them.
+    pub(crate) fn members(&self) -> &[u32] {
+        &self.members[..self.count as usize]
+    }
+
     /// The member that a flow keeps to.
     #[inline]
     pub(crate) fn member(&self, flow: u64) -> Option<u32> {

@@ -72,23 +72,20 @@ fn origin(tables: &Tables, adjacency: &Adjacency, v4: bool, source: u128) -> Ori
         return Origin::Foreign;
     };
     let found = if v4 { tunnel.v4.lookup(source as u32) } else { tunnel.v6.lookup(source) };
-    let leads_to = found.and_then(|next_hop| tables.next_hop(next_hop).adjacency());
-    if leads_to == Some(adjacency.id) {
+    if found.and_then(|next_hop| tables.next_hop(next_hop).adjacency()) == Some(adjacency.id) {
         return Origin::Own;
     }
-    elsewhere(tables, adjacency, v4, source, found, leads_to)
+    elsewhere(tables, adjacency, v4, source, found)
 }
 
-/// The source is not routed to the adjacency that the packet came from.
+/// The source is not routed to the adjacency that the packet came from, or there by one way of several.
 #[cold]
-fn elsewhere(
-    tables: &Tables,
-    adjacency: &Adjacency,
-    v4: bool,
-    source: u128,
-    next_hop: Option<u32>,
-    leads_to: Option<u32>,
-) -> Origin {
+fn elsewhere(tables: &Tables, adjacency: &Adjacency, v4: bool, source: u128, next_hop: Option<u32>) -> Origin {
+    let ways = tables.ways(next_hop.as_ref());
+    let leads_to = |way: &u32| tables.next_hop(*way).adjacency();
+    if ways.iter().any(|way| leads_to(way) == Some(adjacency.id)) {
+        return Origin::Own;
+    }
     // Link-local addresses are of the tunnel as a link, and nobody registers them: routing protocols of IPv6 speak from
     // them, and they lead no further.
     if !v4 && source >> 118 == 0xfe80 >> 6 {
@@ -101,13 +98,12 @@ fn elsewhere(
     }
     // What is routed to an open peer may just have moved there, and the last of it come by the old path. What leads to
     // nobody waits for a hub to come back.
-    let other = leads_to.and_then(|id| tables.adjacency(id));
+    let stands_in = |way| {
+        let other = leads_to(way).and_then(|id| tables.adjacency(id));
+        other.is_none_or(|other| other.is_open() || !other.checks_sources())
+    };
     match next_hop {
-        Some(next_hop)
-            if adjacency.is_open() && other.is_none_or(|other| other.is_open() || !other.checks_sources()) =>
-        {
-            Origin::Doubtful(next_hop)
-        }
+        Some(next_hop) if adjacency.is_open() && ways.iter().any(stands_in) => Origin::Doubtful(next_hop),
         _ => Origin::Foreign,
     }
 }

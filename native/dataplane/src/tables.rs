@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
+use std::slice;
 use std::sync::Arc;
 
 use left_right::{Absorb, ReadGuard, ReadHandle};
@@ -359,6 +360,15 @@ impl Tables {
     #[inline]
     pub(crate) fn member(&self, slot: u32, flow: u64) -> Option<u32> {
         self.groups.get(slot as usize)?.member(flow)
+    }
+
+    /// All that packets by a next hop may go by: the members of a group, or the next hop itself.
+    pub(crate) fn ways<'t>(&'t self, next_hop: Option<&'t u32>) -> &'t [u32] {
+        let Some(own) = next_hop else { return &[] };
+        match self.next_hop(*own).group() {
+            Some(slot) => self.groups.get(slot as usize).map_or(&[], Group::members),
+            None => slice::from_ref(own),
+        }
     }
 
     /// An inbound SA by SPI: an index and a compare.

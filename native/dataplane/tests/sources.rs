@@ -153,3 +153,21 @@ fn a_new_adjacency_of_an_old_number_takes_anything() {
     plane.0.writer.commit();
     assert_eq!(plane.arrive(&[Checked::packet(3, false)]), 1);
 }
+
+#[test]
+fn one_way_of_several_is_a_way_back() {
+    let mut plane = Checked::new(Check::Own, Setup::default());
+    let writer = &mut plane.0.writer;
+    writer.set_next_hop_group(9, &[2, 1]).unwrap();
+    writer.set_route(0, "10.0.0.3/32".parse().unwrap(), 9).unwrap();
+    writer.commit();
+    assert_eq!(plane.arrive(&[Checked::packet(3, false)]), 1);
+    plane.0.writer.set_next_hop_group(9, &[2, 3]).unwrap();
+    plane.0.writer.commit();
+    assert_eq!(plane.arrive(&[Checked::packet(3, false)]), 0);
+    // One of them is a hub, which may stand in for an open peer.
+    plane.0.writer.set_sources(1, &Sources::Open(Vec::new())).unwrap();
+    plane.0.writer.commit();
+    assert_eq!(plane.arrive(&[Checked::packet(3, false)]), 1);
+    assert_eq!(plane.punts().into_iter().map(|(_, next_hop, _)| next_hop).collect::<Vec<_>>(), [None, Some(9)]);
+}
