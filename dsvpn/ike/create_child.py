@@ -380,3 +380,6 @@ def _install_answered(sa: IkeSa, old: ChildSa | None, new: Negotiated, now: floa
         old.state = ChildState.REKEYED
         if old.rekey is not None:
             old.rekey.passive, old.rekey.passive_nonces = child, new.nonces
+        if old.expired:
+            # Nothing else seals: what overtakes our answer is lost, as it would be without this.
+            sa.association.make_outbound_ready(child)

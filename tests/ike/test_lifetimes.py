@@ -11,7 +11,7 @@ from dsvpn.errors import MisuseError, PeerError
 from dsvpn.ike import events
 from dsvpn.ike.volume import LAST_SEQUENCE, Carried, Volume
 from dsvpn.wire import ikev2 as wire
-from dsvpn.wire.ikev2 import EsnId, NotifyType, TransformType
+from dsvpn.wire.ikev2 import EsnId, ExchangeType, NotifyType, TransformType
 from tests.ike.bad_network import BadNetwork
 from tests.ike.harness import End, Payloads, Wire, both_options, make_profile, make_wire
 
@@ -134,6 +134,29 @@ def test_hard_limit_of_both_ends_at_once() -> None:
     net.sleep(10)
     assert len(net.a.children) == 1
     net.check_agreement()
+
+
+@pytest.mark.parametrize("esp", ["aes128gcm16", "aes128gcm16-x25519-ke1_mlkem768"])
+def test_a_successor_that_the_peer_makes_is_used_at_once(esp: str) -> None:
+    """Our own rekey got lost; the peer's comes first."""
+    net = make_wire(*both_options(child_packets=1000, esp=(esp,), fragment_size=4000))
+    net.connect()
+    old = net.b.child.inbound_spi
+    net.b.engine.note_carried(old, Carried(0, 0, 1000, 0, 1000), net.now)
+    net.collect()
+    net.lose("b")
+    net.a.engine.rekey_child(net.a.handle, net.a.child.inbound_spi, net.now)
+    net.collect()
+    while not net.b.sealing:
+        net.deliver("a" if net.flying["a"] else "b")
+    # Before the peer has deleted the old one, which is the sign that others wait for.
+    assert {flight.data[18] for flight in net.record}.isdisjoint({ExchangeType.INFORMATIONAL})
+    assert net.b.child.replaces == old
+    net.settle()
+    net.check_traffic()
+    net.sleep(30)
+    net.check_agreement()
+    assert len(net.a.children) == 1
 
 
 @pytest.mark.parametrize("code", [NotifyType.NO_PROPOSAL_CHOSEN, NotifyType.TEMPORARY_FAILURE])
