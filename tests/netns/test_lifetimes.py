@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dsvpn.lab.gateways import GatewayProcess
+from dsvpn.lab.measure import ping
 from dsvpn.lab.topology import SITES
 from tests.netns.network import QUICK, Network
 
@@ -53,4 +54,24 @@ def test_limits_and_reauthentication_lose_nothing_under_traffic() -> None:
         assert after.keys() == before[2].keys()
         assert set(after.values()).isdisjoint(before[2].values())
         # To NHRP nothing happened.
+        assert not [line for line in spoke.last_lines(500) if "nhs_down" in line or "not registered" in line]
+
+
+@pytest.mark.slow
+def test_traffic_that_outruns_a_limit_goes_on_with_the_next_child_sa() -> None:
+    """More between two readings of the counters than the limit allows, with ML-KEM-512 in every key: the next CHILD_SA
+    takes over, and the peer is not given up."""
+    suites = {"ike": '["aes256gcm16-prfsha384-x25519-ke1_mlkem512"]', "esp": '["aes128gcm16-x25519-ke1_mlkem512"]'}
+    profile = {**QUICK.profile, "dpd": '"20s"', "child_lifetime_packets": "1000", **suites}
+    with Network(every=QUICK.but(profile=profile)) as network:
+        network.start().wait_registered()
+        spoke = network.gateways["spoke1"]
+        assert all("mlkem512" in sa["suite"] for sa in spoke.show("sa"))
+        before = spis(spoke), handles(spoke)
+        target = {site.name: site.host for site in SITES}["hub"]
+        pings = ping(network.topology.hosts["spoke1"], target, 4000, interval=0.001, wait=2.0)
+        assert pings.transmitted == 4000
+        assert pings.lost < 400
+        assert before[0].isdisjoint(spis(spoke))
+        assert handles(spoke) == before[1]
         assert not [line for line in spoke.last_lines(500) if "nhs_down" in line or "not registered" in line]
