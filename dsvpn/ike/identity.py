@@ -196,4 +196,6 @@ def _parse_key_id(text: str) -> bytes:
 
 
 def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
