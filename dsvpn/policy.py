@@ -135,15 +135,16 @@ def _plaintext(underlay_mtu: int, version: int, encapsulation: Encapsulation, su
     return underlay_mtu - _IP_HEADER[version] - udp - _ESP_HEADER - suite.iv_length - suite.icv_length
 
 
-def guarded_prefixes(config: Config) -> set[Prefix]:
-    """The prefixes that must not be reached in clear when this gateway is gone: the tunnels' own and their `routes`.
+def guarded_prefixes(config: Config, vrf: str | None = None) -> set[Prefix]:
+    """The prefixes that must not be reached in clear when this gateway is gone: the own ones
+    of the tunnels in a VRF (None: in none) and their `routes`.
 
     A default route is left out, and so is a prefix that covers the public address of a gateway: without the tunnel,
     that address has to be reachable for the tunnel to be made.
     """
     found: set[Prefix] = set()
     for tunnel in config.tunnels.values():
-        if not tunnel.guard:
+        if not tunnel.guard or tunnel.vrf != vrf:
             continue
         outside = [entry.nbma for entry in tunnel.nhrp.map] + [tunnel.source_address]
         outside += [entry.nbma for entry in tunnel.nhrp.nhs if not isinstance(entry.nbma, str)]

@@ -86,6 +86,8 @@ class GatewayConfig(_Section):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
     half_open: HalfOpenSection = HalfOpenSection()
+    underlay_vrf: str | None = Field(default=None, min_length=1, max_length=_MAX_INTERFACE_NAME)
+    """The VRF that the gateway speaks to its peers in. Default: none, the main table."""
 
     @field_validator("name")
     @classmethod
@@ -218,6 +220,8 @@ class TunnelConfig(_Section):
     """By identity ("*.example.net" for several): the tunnel addresses and prefixes that a peer may claim by NHRP."""
     source_check: Literal["strict", "off"] = "strict"
     """"strict": drop packets of a peer from addresses that are not its own. Without IPsec nothing is checked."""
+    vrf: str | None = Field(default=None, min_length=1, max_length=_MAX_INTERFACE_NAME)
+    """The VRF that the tunnel's device and routes are in. Default: none, the main table."""
     guard: bool = True
     """Keep unreachable routes below the tunnel's, so that packets do not leave in clear after a crash."""
     nhrp: NhrpSection = NhrpSection()

@@ -119,6 +119,7 @@ def _summary(gateway: Gateway, now: float) -> dict[str, Any]:
             "source": None if tunnel.source is None else str(tunnel.source),
             "ipsec": tunnel.config.ipsec,
             "key": tunnel.config.key,
+            "vrf": tunnel.config.vrf,
             "nhs": [
                 {
                     "protocol": str(nhs.protocol),
@@ -136,7 +137,11 @@ def _summary(gateway: Gateway, now: float) -> dict[str, Any]:
             "shortcuts": len(tunnel.shortcuts),
             "shortcuts_active": sum(1 for prefix in tunnel.shortcuts if tunnel.shortcut_active(prefix)),
         }
-    return {"gateway": gateway.config.gateway.name, "tunnels": tunnels}
+    return {
+        "gateway": gateway.config.gateway.name,
+        "underlay_vrf": gateway.config.gateway.underlay_vrf,
+        "tunnels": tunnels,
+    }
 
 
 def _name_of(gateway: Gateway, tunnel: str, protocol: Address) -> str | None:

@@ -105,7 +105,9 @@ class Driver:
         # Before the tunnels are there as well as after they are gone.
         guards = self._netlink.guards(config.gateway.name)
         undo.callback(guards.clear)
-        guards.keep(guarded_prefixes(config))
+        vrfs = {tunnel.vrf for tunnel in config.tunnels.values() if tunnel.vrf is not None}
+        others = {self._netlink.vrf(vrf).table: guarded_prefixes(config, vrf) for vrf in vrfs}
+        guards.keep(guarded_prefixes(config), others)
         self._uses_workers = config.gateway.driver != "uvloop"
         key_log = self._open_key_log(undo)
         self._dataplane = self._open_dataplane()
@@ -165,12 +167,14 @@ class Driver:
 
     def _open_dataplane(self) -> dsvpn_native.Dataplane:
         tunnels = self._config.tunnels.values()
+        vrf = self._config.gateway.underlay_vrf
         # Each worker of a direction has its queue and its socket; the event loop drains one of each.
         dataplane = dsvpn_native.Dataplane(queues=max(1, self._threads() // 2))
         try:
             dataplane.open_underlay(
                 esp=any(tunnel.protected for tunnel in tunnels),
                 gre=any(not tunnel.protected for tunnel in tunnels),
+                device=0 if vrf is None else self._netlink.vrf(vrf).index,
                 dont_fragment=all(tunnel.df == "set" for tunnel in tunnels),
             )
         except OSError as error:
@@ -193,7 +197,7 @@ class Driver:
         self._commander.add_tunnel(name, identifier)
         source = self._find_source(tunnel)
         routes = [(route.prefix, route.gateways) for route in tunnel.routes]
-        self._netlink.add_tunnel(name, tunnel.addresses, self._device_mtu(tunnel, source), routes)
+        self._netlink.add_tunnel(name, tunnel.addresses, self._device_mtu(tunnel, source), routes, tunnel.vrf)
         for version in sorted({interface.version for interface in tunnel.addresses}):
             if not forwards(version):
                 setting = "net.ipv4.ip_forward" if version == 4 else "net.ipv6.conf.all.forwarding"

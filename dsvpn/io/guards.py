@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import socket
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -45,30 +45,33 @@ class Guards:
         # Several gateways of a host may have one prefix: the metric tells whose route it is, also after a crash.
         self._metric = _WORST | zlib.crc32(name.encode()) >> 4
 
-    def keep(self, prefixes: Iterable[Prefix]) -> None:
-        """Have these routes and no other, whatever an earlier process of this gateway left. HostError if refused."""
-        wanted = set(prefixes)
-        for prefix in self.present() - wanted:
-            self._remove(prefix)
-        for prefix in sorted(wanted, key=str):
+    def keep(self, prefixes: Iterable[Prefix], others: Mapping[int, Iterable[Prefix]] | None = None) -> None:
+        """Have these routes and no other, whatever an earlier process of this gateway left. HostError if refused.
+
+        `others`: those of tables other than the main one.
+        """
+        wanted = {(RT_TABLE_MAIN, prefix) for prefix in prefixes}
+        wanted.update((table, prefix) for table, listed in (others or {}).items() for prefix in listed)
+        for table, prefix in self.present() - wanted:
+            self._remove(table, prefix)
+        for table, prefix in sorted(wanted, key=str):
             try:
-                self._requests.change(RTM_NEWROUTE, self._route(prefix), NLM_F_CREATE | NLM_F_REPLACE)
+                self._requests.change(RTM_NEWROUTE, self._route(table, prefix), NLM_F_CREATE | NLM_F_REPLACE)
             except OSError as error:
                 raise HostError(f"cannot add the unreachable route {prefix}: {error.strerror}") from None
 
     def clear(self) -> None:
         """Take all of them out."""
-        for prefix in self.present():
-            self._remove(prefix)
+        for table, prefix in self.present():
+            self._remove(table, prefix)
 
-    def present(self) -> set[Prefix]:
-        """Those that the kernel has."""
+    def present(self) -> set[tuple[int, Prefix]]:
+        """Those that the kernel has, with their tables."""
         found = set()
         for family in _FAMILIES.values():
             message: Any = rtmsg()
             message["family"] = family
             message["proto"] = OWN_PROTOCOL
-            message["attrs"] = [("RTA_TABLE", RT_TABLE_MAIN)]
             try:
                 answer = self._requests.dump(RTM_GETROUTE, message)
             except OSError as error:
@@ -77,26 +80,30 @@ class Guards:
                 raise HostError(f"cannot read the kernel's routes: {error.strerror}") from None
             for part in answer:
                 route = decode_route(part) if part.kind == RTM_NEWROUTE else None
-                if (
-                    route is not None
-                    and (route.kind, route.protocol, route.metric) == (RTN_UNREACHABLE, OWN_PROTOCOL, self._metric)
-                    and route.table == RT_TABLE_MAIN
+                if route is not None and (route.kind, route.protocol, route.metric) == (
+                    RTN_UNREACHABLE,
+                    OWN_PROTOCOL,
+                    self._metric,
                 ):
-                    found.add(route.prefix)
+                    found.add((route.table, route.prefix))
         return found
 
-    def _remove(self, prefix: Prefix) -> None:
+    def _remove(self, table: int, prefix: Prefix) -> None:
         with suppress(OSError):  # somebody else took it out first
-            message = self._route(prefix)
+            message = self._route(table, prefix)
             message["scope"] = _RT_SCOPE_NOWHERE
             self._requests.change(RTM_DELROUTE, message)
 
-    def _route(self, prefix: Prefix) -> Any:
+    def _route(self, table: int, prefix: Prefix) -> Any:
         message: Any = rtmsg()
         message["family"] = _FAMILIES[prefix.version]
         message["dst_len"] = prefix.prefixlen
-        message["table"] = RT_TABLE_MAIN
+        message["table"] = table if table < 256 else 0
         message["proto"] = OWN_PROTOCOL
         message["type"] = RTN_UNREACHABLE
-        message["attrs"] = [("RTA_DST", str(prefix.network_address)), ("RTA_PRIORITY", self._metric)]
+        message["attrs"] = [
+            ("RTA_DST", str(prefix.network_address)),
+            ("RTA_PRIORITY", self._metric),
+            ("RTA_TABLE", table),
+        ]
         return message

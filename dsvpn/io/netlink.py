@@ -44,6 +44,7 @@ from dsvpn.io.rtnetlink import (
     route_covers,
 )
 from dsvpn.io.sources import IFF_UP, HostAddresses, Source
+from dsvpn.io.vrf import Vrf, find_vrf
 from dsvpn.nhrp import Route
 
 #: Metric of shortcut routes: better than what routing daemons give (20 and up), worse than a bare `ip route add`.
@@ -68,6 +69,12 @@ class _Device:
     static_routes: tuple[tuple[Prefix, tuple[Address, ...]], ...]
     shortcuts: dict[Prefix, Address | None] = field(default_factory=dict)
     up: bool = True
+    vrf: Vrf | None = None
+
+    @property
+    def table(self) -> int:
+        """The table of its routes."""
+        return RT_TABLE_MAIN if self.vrf is None else self.vrf.table
 
 
 class Netlink:
@@ -110,23 +117,31 @@ class Netlink:
         addresses: Iterable[Interface],
         mtu: int,
         routes: Iterable[tuple[Prefix, tuple[Address, ...]]] = (),
+        vrf: str | None = None,
     ) -> None:
         """Set up the tunnel device `name`, which exists: addresses, MTU in octets, up, static routes (prefix, its
-        gateways)."""
+        gateways), all in the VRF if one is named."""
         self._load_addresses()
         index = self._addresses.index(name)
         if index is None:
             raise HostError(f"{name}: the device is gone")
         device = _Device(name, index, tuple(addresses), tuple(routes))
         self._quieten(device)
+        if vrf is not None:
+            device.vrf = self.vrf(vrf)
+            self._set_link(device, f"put it into the VRF {vrf}", [("IFLA_MASTER", device.vrf.index)])
         self._set_link(device, "set its MTU", [("IFLA_MTU", mtu)])
         self._set_link(device, "set its queue length", [("IFLA_TXQLEN", _TXQUEUELEN)])
         self._set_link(device, "bring it up", [], up=True)
         self._assign(device)
         self._devices[name] = device
-        self._mirror.add_tunnel(name, index)
+        self._mirror.add_tunnel(name, index, device.table)
         for prefix, via in device.static_routes:
             self._write_static(device, prefix, via)
+
+    def vrf(self, name: str) -> Vrf:
+        """The VRF of that name; HostError if there is none."""
+        return find_vrf(self._requests, name)
 
     def set_mtu(self, name: str, mtu: int) -> None:
         """Change the MTU of a tunnel device, octets."""
@@ -200,7 +215,8 @@ class Netlink:
             way = {"oif": device.index, "flags": RTNH_F_ONLINK, "hops": 0}
             ways = [way | {"attrs": [("RTA_GATEWAY", str(gateway))]} for gateway in via]
             message["flags"] = 0
-            message["attrs"] = [message["attrs"][0], ("RTA_MULTIPATH", ways)]
+            kept = [pair for pair in message["attrs"] if pair[0] in ("RTA_DST", "RTA_TABLE")]
+            message["attrs"] = [*kept, ("RTA_MULTIPATH", ways)]
         try:
             self._requests.change(RTM_NEWROUTE, message, NLM_F_CREATE | NLM_F_EXCL)
         except OSError as error:
@@ -214,7 +230,8 @@ class Netlink:
         message: Any = rtmsg()
         message["family"] = _FAMILIES[prefix.version]
         message["dst_len"] = prefix.prefixlen
-        message["table"] = RT_TABLE_MAIN
+        # The header has one octet for it; larger ones stand in the attribute alone.
+        message["table"] = device.table if device.table < 256 else 0
         message["proto"] = protocol
         message["type"] = RTN_UNICAST
         message["scope"] = 0 if via is not None or prefix.version == 6 else _RT_SCOPE_LINK
@@ -222,6 +239,8 @@ class Netlink:
             ("RTA_DST", str(prefix.network_address)),
             ("RTA_OIF", device.index),
         ]
+        if device.table != RT_TABLE_MAIN:
+            attributes.insert(1, ("RTA_TABLE", device.table))
         if via is not None:
             # The next hop is a tunnel address that need not lie in the device's prefix (a /32 is a fair choice).
             message["flags"] = RTNH_F_ONLINK
@@ -300,17 +319,18 @@ class Netlink:
         Policy rules are followed as for a packet of this host's own. None: there is no route, or it is one that
         refuses (unreachable, blackhole, prohibit).
         """
+        device = self._devices[tunnel]
         try:
-            match = decode_route(self._requests.route_to(destination))
+            match = decode_route(self._requests.route_to(destination, 0 if device.vrf is None else device.vrf.index))
         except OSError:
             return None  # ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL: the kinds of route that refuse
         if match is not None and self._is_shortcut(match):
-            match = self._covering(destination)
+            match = self._covering(destination, device.table)
         if match is None or match.kind not in (RTN_UNICAST, RTN_LOCAL):
             return None
         if match.kind == RTN_LOCAL:
             return Route(match.prefix, tunnel=False, next_hop=None, local=True)
-        hop = match.hop_through(self._devices[tunnel].index)
+        hop = match.hop_through(device.index)
         if hop is not None:
             return Route(match.prefix, tunnel=True, next_hop=hop.gateway, local=False)
         return Route(match.prefix, tunnel=False, next_hop=match.hops[0].gateway if match.hops else None, local=False)
@@ -320,20 +340,20 @@ class Netlink:
             route.hop_through(device.index) is not None for device in self._devices.values()
         )
 
-    def _covering(self, destination: Address) -> KernelRoute | None:
+    def _covering(self, destination: Address, table: int) -> KernelRoute | None:
         """What the kernel would follow if there were no shortcut.
 
-        The kernel has no question for that, so the main table is read. Only a destination that has a shortcut comes
+        The kernel has no question for that, so the table is read. Only a destination that has a shortcut comes
         here, which is once in a holding time.
         """
         best: KernelRoute | None = None
-        for message in self._dump(None, destination.version):
+        for message in self._dump(None, destination.version, table):
             if not route_covers(message, destination):
                 continue
             route = decode_route(message)
             if (
                 route is not None
-                and route.table == RT_TABLE_MAIN
+                and route.table == table
                 and not self._is_shortcut(route)
                 and (best is None or _preference(route) > _preference(best))
             ):
@@ -345,11 +365,11 @@ class Netlink:
         messages = [message for version in _FAMILIES for message in self._dump(device, version)]
         return [route for message in messages if (route := decode_route(message)) is not None]
 
-    def _dump(self, device: int | None, version: int) -> list[Message]:
-        """The routes by a device, of every table, or without a device those of the main table."""
+    def _dump(self, device: int | None, version: int, table: int = RT_TABLE_MAIN) -> list[Message]:
+        """The routes by a device, of every table, or without a device those of one table."""
         message: Any = rtmsg()
         message["family"] = _FAMILIES[version]
-        message["attrs"] = [("RTA_TABLE", RT_TABLE_MAIN)] if device is None else [("RTA_OIF", device)]
+        message["attrs"] = [("RTA_TABLE", table)] if device is None else [("RTA_OIF", device)]
         try:
             answer = self._requests.dump(RTM_GETROUTE, message)
         except OSError as error:

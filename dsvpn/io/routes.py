@@ -57,8 +57,8 @@ class _Rank(NamedTuple):
 _Candidates = dict[tuple[_Rank, tuple[Address | None, ...]], None]
 
 
-def _rank(route: KernelRoute) -> _Rank:
-    return _Rank(route.table != RT_TABLE_MAIN, route.table, route.metric, route.tos)
+def _rank(route: KernelRoute, table: int) -> _Rank:
+    return _Rank(route.table != table, route.table, route.metric, route.tos)
 
 
 def _ways(route: KernelRoute, device: int) -> list[tuple[Address | None, ...]]:
@@ -107,11 +107,14 @@ class RouteMirror:
 
     def __init__(self) -> None:
         self._tunnels: dict[int, str] = {}
+        #: Where a packet's route is looked up first: the main table, or that of the tunnel's VRF.
+        self._tables: dict[str, int] = {}
         self._routes: dict[str, dict[Prefix, _Candidates]] = {}
         self._best: dict[str, dict[Prefix, Via]] = {}
 
-    def add_tunnel(self, name: str, device: int) -> None:
-        """Mirror the routes of a device from now on."""
+    def add_tunnel(self, name: str, device: int, table: int = RT_TABLE_MAIN) -> None:
+        """Mirror the routes of a device from here on; those in `table` come first."""
+        self._tables[name] = table
         self._tunnels[device] = name
         self._routes[name] = {}
         self._best[name] = {}
@@ -125,8 +128,8 @@ class RouteMirror:
         if not is_mirrored(route):
             return []
         changes: list[RouteChange] = []
-        rank = _rank(route)
         for device, tunnel in self._tunnels.items():
+            rank = _rank(route, self._tables[tunnel])
             candidates = self._routes[tunnel].get(route.prefix)
             ways = _ways(route, device)
             if candidates is not None and replaces:
@@ -149,17 +152,18 @@ class RouteMirror:
             candidates = self._routes[tunnel].get(route.prefix)
             if ways and candidates is not None:
                 for way in ways:
-                    candidates.pop((_rank(route), way), None)
+                    candidates.pop((_rank(route, self._tables[tunnel]), way), None)
                 changes.extend(self._settle(tunnel, route.prefix))
         return changes
 
     def resync(self, tunnel: str, routes: Iterable[KernelRoute]) -> list[RouteChange]:
         """Take a dump as the whole truth about a tunnel."""
         device = next(index for index, name in self._tunnels.items() if name == tunnel)
+        table = self._tables[tunnel]
         fresh: dict[Prefix, _Candidates] = {}
         for route in routes:
             if is_mirrored(route) and (ways := _ways(route, device)):
-                fresh.setdefault(route.prefix, {}).update(((_rank(route), way), None) for way in ways)
+                fresh.setdefault(route.prefix, {}).update(((_rank(route, table), way), None) for way in ways)
         stale = self._routes[tunnel].keys() - fresh.keys()
         self._routes[tunnel] = fresh
         changes: list[RouteChange] = []

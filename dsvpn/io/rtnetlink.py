@@ -249,12 +249,15 @@ class RequestSocket:
         """Carry out a change. OSError with the kernel's reason if it refuses."""
         self._exchange(kind, message, NLM_F_REQUEST | NLM_F_ACK | flags)
 
-    def route_to(self, destination: Address) -> Message:
-        """The route that the kernel would take to a destination. OSError with the kernel's reason if there is none."""
+    def route_to(self, destination: Address, vrf: int = 0) -> Message:
+        """The route that the kernel would take to a destination, from within the VRF of that index. OSError
+        with the kernel's reason if there is none."""
         family = _FAMILIES[destination.version]
         packed = destination.packed
         head = _RTMSG.pack(family, destination.max_prefixlen, 0, 0, 0, 0, 0, 0, RTM_F_FIB_MATCH)
         body = head + _RTA.pack(_RTA.size + len(packed), _RTA_DST) + packed
+        if vrf:
+            body += _RTA.pack(_RTA.size + _U32.size, _RTA_OIF) + _U32.pack(vrf)
         answer = self._exchange(RTM_GETROUTE, body, NLM_F_REQUEST | NLM_F_ACK)
         if not answer:
             raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))

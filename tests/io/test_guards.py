@@ -32,3 +32,14 @@ def test_what_the_tunnel_itself_needs_stays_reachable() -> None:
     hub = {"nhs": [{"protocol": "10.0.0.1", "nbma": "198.51.100.1"}]}
     routes = [route("0.0.0.0/0"), route("198.51.0.0/16"), route("192.0.2.0/24"), route("203.0.113.0/24")]
     assert guarded(routes=routes, nhrp=hub) == {"10.0.0.0/24", "203.0.113.0/24"}
+
+
+def test_each_vrf_has_guards_of_its_own() -> None:
+    tunnel = {"source": "192.0.2.11", "ipsec": "none"}
+    tunnels = {
+        "dsvpn0": tunnel | {"address": "10.0.0.11/24", "key": 1},
+        "dsvpn1": tunnel | {"address": "10.0.1.11/24", "key": 2, "vrf": "inside"},
+    }
+    config = parse_config({"gateway": {"name": "s1"}, "tunnel": tunnels}, Path("test.toml"))
+    assert guarded_prefixes(config) == {ip_network("10.0.0.0/24")}
+    assert guarded_prefixes(config, "inside") == {ip_network("10.0.1.0/24")}

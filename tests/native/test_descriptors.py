@@ -308,6 +308,17 @@ def test_missing_rights_are_named(network: Pair) -> None:
     assert raw == "1 cannot open raw socket of protocol 50 (ESP) over IPv4: run as root or with CAP_NET_RAW"
 
 
+def test_sockets_can_be_bound_to_a_device() -> None:
+    with new_namespace():
+        ip("link set lo up")
+        index = socket.if_nametoindex("lo")
+        dataplane = Dataplane()
+        dataplane.open_underlay(ike_port=1500, nat_port=1501, gre=True, device=index)
+        bound = [line.split()[3] for line in run("ss", "-Hlnu").splitlines()]
+        assert len(bound) >= 2
+        assert all("%lo:" in address for address in bound), bound
+
+
 def test_nothing_stays_open_when_a_port_is_busy() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as busy:
         busy.bind(("127.0.0.1", 0))

@@ -129,9 +129,9 @@ def test_a_multipath_route_distributes_flows_over_two_hubs_until_one_dies(star: 
         )
     for name in star.gateways:
         star.wait_listening(name)
-    for spoke in ("s1", "s2"):
+    for name in ("s1", "s2"):
         for hub in hubs:
-            star.wait_standing(spoke, hub.name)
+            star.wait_standing(name, hub.name)
     shown = next(route for route in s1.show("routes") if route["prefix"] == "172.16.0.0/12")
     assert (shown["next_hop"], shown["path"]) == ("10.0.0.1, 10.0.0.2", "direct")
 

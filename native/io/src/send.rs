@@ -279,6 +279,7 @@ mod tests {
             udp_gso: true,
             ipv4: true,
             ipv6: false,
+            device: 0,
         };
         let underlay = Underlay::open(&config, 1).unwrap();
         let arena: Vec<u8> = (0..70_000u32).map(|index| (index / 100) as u8).collect();

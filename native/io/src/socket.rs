@@ -95,9 +95,16 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Open and bind to the wildcard address. `port` is 0 for raw sockets.
-    pub fn open(kind: SocketKind, ipv6: bool, port: u16, dont_fragment: bool) -> Result<Self, SystemError> {
-        Self::open_lane(kind, ipv6, port, dont_fragment, None)
+    /// Open and bind to the wildcard address. `port` is 0 for raw sockets; `device` is the index of a device to bind to
+    /// as well, or 0.
+    pub fn open(
+        kind: SocketKind,
+        ipv6: bool,
+        port: u16,
+        dont_fragment: bool,
+        device: u32,
+    ) -> Result<Self, SystemError> {
+        Self::open_lane(kind, ipv6, port, dont_fragment, device, None)
     }
 
     /// Open several that share a port (SO_REUSEPORT). The kernel chooses one by the hash of both addresses and ports, so
@@ -107,11 +114,12 @@ impl Socket {
         ipv6: bool,
         port: u16,
         dont_fragment: bool,
+        device: u32,
         lanes: usize,
     ) -> Result<Vec<Self>, SystemError> {
         // Somebody else's socket that would share its port is not joined: half of the datagrams would be his.
-        drop(Self::open(kind, ipv6, port, dont_fragment)?);
-        (0..lanes).map(|lane| Self::open_lane(kind, ipv6, port, dont_fragment, Some(lane))).collect()
+        drop(Self::open(kind, ipv6, port, dont_fragment, device)?);
+        (0..lanes).map(|lane| Self::open_lane(kind, ipv6, port, dont_fragment, device, Some(lane))).collect()
     }
 
     /// `lane`: it shares its port.
@@ -120,6 +128,7 @@ impl Socket {
         ipv6: bool,
         port: u16,
         dont_fragment: bool,
+        device: u32,
         lane: Option<usize>,
     ) -> Result<Self, SystemError> {
         let family = if ipv6 { libc::AF_INET6 } else { libc::AF_INET };
@@ -152,6 +161,12 @@ impl Socket {
         socket
             .configure(dont_fragment, lane.is_some())
             .map_err(|error| SystemError::new(format!("cannot set up {what} over {version}"), error))?;
+        if device != 0 {
+            // Before the port is taken: another VRF's socket of the same port is none of our business.
+            socket
+                .set(libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, device as libc::c_int)
+                .map_err(|error| SystemError::new(format!("cannot bind {what} to device {device}"), error))?;
+        }
         if kind.is_udp() {
             let (name, length) = Name::new(&SocketAddr::new(unspecified(ipv6), port));
             // SAFETY: the address and its length are those of one valid Name.

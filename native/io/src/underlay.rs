@@ -20,6 +20,8 @@ pub struct UnderlayConfig {
     pub udp_gso: bool,
     pub ipv4: bool,
     pub ipv6: bool,
+    /// Index of the device that all sockets are bound to (a VRF); 0 for none.
+    pub device: u32,
 }
 
 /// The sockets: one per kind and address family, but for port 4500 as many as there are lanes.
@@ -44,9 +46,9 @@ impl Underlay {
         for (wanted, ipv6) in [(config.ipv4, false), (config.ipv6, true)] {
             for (_, kind, port) in kinds.iter().filter(|(asked, ..)| wanted && *asked) {
                 let opened = if *kind == SocketKind::Nat && lanes > 1 {
-                    Socket::open_shared(*kind, ipv6, *port, config.dont_fragment, lanes)
+                    Socket::open_shared(*kind, ipv6, *port, config.dont_fragment, config.device, lanes)
                 } else {
-                    Socket::open(*kind, ipv6, *port, config.dont_fragment).map(|socket| vec![socket])
+                    Socket::open(*kind, ipv6, *port, config.dont_fragment, config.device).map(|socket| vec![socket])
                 };
                 match opened {
                     Ok(opened) => sockets.extend(opened),

@@ -45,6 +45,7 @@ fn engine(encapsulation: Encapsulation, udp_gso: bool) -> Engine {
             udp_gso,
             ipv4: true,
             ipv6: false,
+            device: 0,
         })
         .unwrap();
     let config = TunnelConfig {

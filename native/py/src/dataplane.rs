@@ -67,7 +67,7 @@ impl Dataplane {
     /// Bind the UDP sockets and the raw sockets that are asked for. OSError names the port that is busy.
     #[pyo3(signature = (
         *, ike_port = 500, nat_port = 4500, esp = true, gre = false, dont_fragment = true, ipv4 = true, ipv6 = true,
-        udp_gso = true
+        udp_gso = true, device = 0
     ))]
     #[allow(clippy::too_many_arguments)]
     fn open_underlay(
@@ -81,9 +81,11 @@ impl Dataplane {
         ipv4: bool,
         ipv6: bool,
         udp_gso: bool,
+        device: i64,
     ) -> PyResult<()> {
+        let device = integer("device", device)?;
         let (ike_port, nat_port) = (integer("ike_port", ike_port)?, integer("nat_port", nat_port)?);
-        let config = UnderlayConfig { ike_port, nat_port, esp, gre, dont_fragment, udp_gso, ipv4, ipv6 };
+        let config = UnderlayConfig { ike_port, nat_port, esp, gre, dont_fragment, udp_gso, ipv4, ipv6, device };
         py.detach(|| self.engine.open_underlay(config)).map_err(raise)
     }
 

@@ -155,10 +155,12 @@ class Dataplane(Tables):
         ipv4: bool = True,
         ipv6: bool = True,
         udp_gso: bool = True,
+        device: int = 0,
     ) -> None:
         """Bind the UDP sockets and the raw sockets that are asked for. OSError names the port that is busy.
 
         `udp_gso` False sends every datagram by itself, for kernels and devices that mangle what they should cut.
+        `device`: index of a network device, a VRF, that all of them are bound to; 0 for none.
         """
 
     def send_ike(self, local: str, local_port: int, remote: str, remote_port: int, datagram: bytes) -> None:
