@@ -22,6 +22,7 @@ from dsvpn.config.fields import (
     parse_address,
 )
 from dsvpn.errors import MisuseError
+from dsvpn.ike.identity import parse_remote_identity
 from dsvpn.ike.suites import parse_esp_suite, parse_ike_suite
 
 #: Linux keeps interface names in 16 octets, the terminating zero included.
@@ -110,6 +111,18 @@ class GatewayConfig(_Section):
 class _Station(_Section):
     protocol: AddressField
     """The other gateway's tunnel address."""
+    identity: str | None = None
+    """Who it has to be in IKE, with "*" for several. Default: whoever is there when this gateway calls."""
+
+    @field_validator("identity")
+    @classmethod
+    def _identity_is_one(cls, value: str | None) -> str | None:
+        try:
+            if value is not None:
+                parse_remote_identity(value)
+        except MisuseError as error:
+            raise ValueError(str(error)) from None
+        return value
 
 
 class MapSection(_Station):
@@ -265,6 +278,8 @@ class TunnelConfig(_Section):
     def _identities_are_proved(self) -> Self:
         if self.authorize and not self.protected:
             raise ValueError('authorize goes by identity, and ipsec = "none" proves none; write the name of a profile')
+        if not self.protected and any(entry.identity for entry in (*self.nhrp.nhs, *self.nhrp.map)):
+            raise ValueError('ipsec = "none" proves no identity; leave identity out, or write the name of a profile')
         return self
 
     @model_validator(mode="after")

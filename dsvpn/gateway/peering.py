@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from dsvpn.addresses import Address, Endpoint, Path
 from dsvpn.commands import (
@@ -28,6 +29,7 @@ from dsvpn.gateway.nat import PUNCH_PORT
 from dsvpn.gateway.peers import Child, Peer, PeerTable
 from dsvpn.gateway.redirects import Redirects
 from dsvpn.gateway.roaming import Roaming
+from dsvpn.gateway.servers import Servers
 from dsvpn.gateway.sources import Sources
 from dsvpn.gateway.tunnel import Tunnel
 from dsvpn.ike import events as ike_events
@@ -75,7 +77,8 @@ class Peering:
         self.redirects = Redirects(self)
         self.refused: deque[tuple[float, ike_events.IkeAuthenticationRefused]] = deque(maxlen=MAX_REFUSED)
         self.closing = False
-        self.sources = Sources(tunnels, self.peers, emit)
+        self.servers = Servers(tunnels, self.peers)
+        self.sources = Sources(tunnels, self.peers, self.servers, emit)
         self._emit = emit
         self.note = report
         self._adopt = adopt
@@ -182,7 +185,10 @@ class Peering:
 
     def want(self, peer: Peer, tunnel: Tunnel, event: nhrp_events.MappingAdded, now: float) -> None:
         """A mapping wants this peer: bring it up unless it is, or is about to be."""
-        if peer.up or self.closing:
+        if self.closing or peer.up:
+            if event.kind == "nhs" and not self.servers.is_server(peer, tunnel.name):
+                # It was there before it became an NHS's address: who it is shows when it is called.
+                self.call(peer, now)
             return
         if peer.profile is None:
             self.raise_plain(peer, now)
@@ -226,11 +232,11 @@ class Peering:
         self.peers.bind_ike_sa(peer.attempt, peer)
 
     def _call(self, peer: Peer, now: float) -> None:
-        if not peer.up:
+        if not peer.up or self.servers.is_unreached(peer):
             self.call(peer, now)
 
     def _call_again(self, peer: Peer, now: float) -> None:
-        if peer.calls and not peer.up and not self.closing:
+        if peer.calls and (not peer.up or self.servers.is_unreached(peer)) and not self.closing:
             self._calls[peer] = now + min(0.5 * 2**peer.failures, MAX_CALL_BACKOFF)
             peer.failures = min(peer.failures + 1, 16)
 
@@ -301,6 +307,8 @@ class Peering:
         for name, adjacency in peer.adjacencies.items():
             tunnel = self.tunnels[name]
             claim = tunnel.authorizer.claim(peer.proved, peer.certified, peer.delegated)
+            if claim is not None:
+                claim = replace(claim, server=self.servers.is_server(peer, name))
             tunnel.nhrp.peer_up(peer.nbma, adjacency, now, claim)
         self.sources.start_anew(peer)
 
@@ -388,11 +396,22 @@ class Peering:
         remote = event.path.remote.address
         peer = self.peers.by_ike_sa(event.ike_sa)
         if peer is None:
-            peer = self.peers.for_caller(event.profile, remote, event.remote_identity, event.remote_claimed)
+            identity = event.identity
+            peer = self.peers.for_caller(
+                event.profile,
+                remote,
+                event.remote_identity,
+                event.remote_claimed,
+                lambda peer: identity is None or self.servers.admits(peer, identity),
+            )
             if peer is None:
                 peer = self.make_peer(event.profile, remote, event.remote_claimed)
                 self._farewells[peer] = now + UNWANTED_PEER_GRACE
             self.peers.bind_ike_sa(event.ike_sa, peer)
+        elif peer.ike_sas and peer.identity != event.remote_identity and self.servers.is_unreached(peer):
+            # Somebody else has called from the address of the NHS, which it is that was reached now.
+            for usurper in peer.ike_sas:
+                self.ike.delete(usurper, now, "it is not the NHS at its address")
         elif peer.ike_sas and peer.identity != event.remote_identity and not self.redirects.is_away(peer):
             # Somebody else at this address has called meanwhile. Two identities never share a peer: NHRP inside the SA
             # of one would speak for the other.
@@ -404,7 +423,8 @@ class Peering:
             peer.attempt = None
         elif peer.attempt is not None and self._is_spare(peer.attempt, peer, event):
             self.ike.delete(peer.attempt, now, "the peer has called")
-        self._calls.pop(peer)
+        if event.initiator or not self.servers.is_unreached(peer):
+            self._calls.pop(peer)
         if event.initial_contact:
             # Ends that call each other at once both say so, and neither may end what the other has just made. What we
             # had before this IKE SA began, the peer would know when it said so (RFC 7296 section 2.4).
@@ -412,26 +432,36 @@ class Peering:
                 self.ike.delete(older, now, "the peer has started anew")
         peer.ike_sas.append(event.ike_sa)
         peer.identity = event.remote_identity
-        proof = (peer.proved, peer.certified, peer.delegated)
+        proof = (peer.proved, peer.certified, peer.delegated, peer.reached)
         peer.proved, peer.certified, peer.delegated = event.identity, event.certified, event.delegated
+        wrong = self.servers.reached(peer) if event.initiator else ""
         if event.remote_claimed is not None:
             peer.private_nbma = event.remote_claimed
         peer.local_nat, peer.remote_nat = event.local_nat, event.remote_nat
-        peer.failures = 0
+        if not wrong:
+            peer.failures = 0
         peer.last_error = ""
         self._established[event.ike_sa] = now
-        if peer.up and proof != (peer.proved, peer.certified, peer.delegated):
-            # Another certificate may give it other addresses.
-            self._tell_nhrp(peer, now)
+        if proof != (peer.proved, peer.certified, peer.delegated, peer.reached):
+            # Another certificate may give it other addresses; who shares its NBMA address may turn out to be the same.
+            for other in self.peers.at(peer.profile, peer.nbma):
+                if other.up:
+                    self._tell_nhrp(other, now)
         if event.initiator:
             self._initiated.add(event.ike_sa)
         role = "initiator" if event.initiator else "responder"
         self.note("info", "ike_established", f"IKE SA with {peer.identity} at {remote} established ({role})")
         if event.local_nat:
             self._keepalives.start(event.profile, now)
+        if wrong:
+            self.note("warning", "wrong_server", wrong)
+            self.ike.delete(event.ike_sa, now, wrong)
 
     def _is_spare(self, attempt: int, peer: Peer, event: ike_events.IkeSaEstablished) -> bool:
         """The peer has called: whether our own call is of no more use."""
+        if self.servers.is_unreached(peer):
+            # Whoever calls from a server's address may be its neighbour behind one NAT address: our own call tells.
+            return False
         if self.ike.is_unanswered(attempt):
             # A box between us may let calls through in one direction alone. The peer cannot be giving up its own call
             # for ours: it does not do so before our IKE_AUTH, and that has not been sent.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from dsvpn.addresses import Address, Path, Prefix
@@ -66,6 +66,8 @@ class Peer:
     remote_nat: bool = False
     since: float | None = None
     packets: dict[str, tuple[int, int]] = field(default_factory=dict)
+    #: Who was there when this end called.
+    reached: Identity | None = None
     #: The identity that the youngest IKE SA has proved, the addresses in its certificate, and the prefixes that this
     #: holds by RFC 3779.
     proved: Identity | None = None
@@ -152,8 +154,16 @@ class PeerTable:
         """The peers at an NBMA address: more than one when they share a NAT."""
         return tuple(self._by_nbma.get((profile, nbma), ()))
 
-    def for_caller(self, profile: str, nbma: Address, identity: str, claimed: Address | None) -> Peer | None:
-        """The known peer that an IKE SA which the other end initiated belongs to, or None for a new one."""
+    def for_caller(
+        self,
+        profile: str,
+        nbma: Address,
+        identity: str,
+        claimed: Address | None,
+        admits: Callable[[Peer], bool] = lambda _: True,
+    ) -> Peer | None:
+        """The known peer that an IKE SA which the other end initiated belongs to, or None for a new one. `admits` tells
+        whether a peer that is only wanted may turn out to be the caller."""
         candidates = self.at(profile, nbma)
         for peer in candidates:
             if peer.identity == identity:
@@ -161,7 +171,7 @@ class PeerTable:
         # A peer that is only wanted has no identity yet. Behind a NAT that several share, the address that the caller
         # claims for itself must be the one that the mapping gave; a mapping that gave none comes last.
         for peer in sorted(candidates, key=lambda peer: peer.private_nbma is None):
-            if peer.identity is None and _same_host(peer.private_nbma, claimed, nbma):
+            if peer.identity is None and admits(peer) and _same_host(peer.private_nbma, claimed, nbma):
                 return peer
         return None
 

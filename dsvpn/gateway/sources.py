@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dsvpn.addresses import Address, Prefix
 from dsvpn.commands import Command, SetSources
 from dsvpn.gateway.peers import Peer, PeerTable
+from dsvpn.gateway.servers import Servers
 from dsvpn.gateway.tunnel import Tunnel
 
 #: Prefixes that a peer has because it is one way to them of several; the one found first makes room.
@@ -27,8 +28,11 @@ CONVICTION = 600.0
 class Sources:
     """What the data plane knows of each adjacency, and what it asks. `emit` takes commands."""
 
-    def __init__(self, tunnels: Mapping[str, Tunnel], peers: PeerTable, emit: Callable[[Command], None]) -> None:
+    def __init__(
+        self, tunnels: Mapping[str, Tunnel], peers: PeerTable, servers: Servers, emit: Callable[[Command], None]
+    ) -> None:
         self._tunnels = tunnels
+        self._servers = servers
         self._peers = peers
         self._emit = emit
         self._told: dict[int, SetSources] = {}
@@ -133,7 +137,7 @@ class Sources:
         kinds = {kind for (name, _), kind in peer.needs.items() if name == tunnel.name}
         found = tuple(self._found.get(adjacency, ()))
         claim = tunnel.authorizer.claim(peer.proved, peer.certified, peer.delegated)
-        if kinds & {"nhs", "static"}:
+        if self._servers.is_server(peer, tunnel.name):
             command = SetSources(adjacency, "any", ())
         elif claim is not None and claim.prefixes is not None:
             command = SetSources(adjacency, "own", claim.prefixes + found)

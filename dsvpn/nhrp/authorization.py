@@ -25,11 +25,13 @@ class Claim:
 
     `identity`: two peers with the same one are the same. `addresses`: the protocol addresses that it may register,
     None for any that is free. `prefixes`: what it may answer for and purge, None for what is routed to it.
+    `server`: False when it is not the gateway that the configuration names at its NBMA address.
     """
 
     identity: str
     addresses: tuple[Prefix, ...] | None = None
     prefixes: tuple[Prefix, ...] | None = None
+    server: bool = True
 
 
 class Authorization:
@@ -164,7 +166,10 @@ class Authorization:
     def _is_of(self, mapping: Mapping, peer: int) -> bool:
         if mapping.peer is not None:
             return mapping.peer == peer
-        return mapping.nbma == self._context.peers.nbma(peer)
+        peers = self._context.peers
+        if mapping.kind in ("nhs", "static") and not peers.is_server(peer):
+            return False
+        return mapping.nbma == peers.nbma(peer)
 
 
 def _within(address: Address, prefixes: tuple[Prefix, ...]) -> bool:

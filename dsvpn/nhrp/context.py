@@ -188,12 +188,15 @@ class NhrpContext:
         """The adjacency to a mapping's NBMA address, None while there is none."""
         if mapping.peer is not None:
             return mapping.peer
+        if mapping.kind in ("nhs", "static"):
+            return self.peers.server_at(mapping.nbma)
         return self.peers.at(mapping.nbma)
 
     def is_nhs_peer(self, peer: int | None) -> bool:
-        """Whether a peer is at the NBMA address of a configured NHS or static mapping."""
+        """Whether a peer is a configured NHS or the gateway of a static mapping: it is at that NBMA address and has not
+        proved to be somebody else there."""
         nbma = self.peers.nbma(peer) if peer is not None else None
-        if nbma is None:
+        if peer is None or nbma is None or not self.peers.is_server(peer):
             return False
         return any(nhs.nbma == nbma for nhs in self.nhs) or any(at == nbma for _, at in self.config.static_maps)
 

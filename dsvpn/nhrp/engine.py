@@ -164,6 +164,10 @@ class NhrpEngine:
         """Data from a source that is not the peer's was dropped."""
         self._context.deny(peer, "send", source, reason, now)
 
+    def trusts(self, peer: int) -> bool:
+        """Whether a peer speaks for others: it is a configured NHS, or the gateway of a static mapping."""
+        return self._context.authorization.trusts(peer)
+
     def kernel_next_hop(self, protocol: Address) -> Address | None:
         """The gateway that the kernel's route for an address leads to, shortcuts left out; None when on-link."""
         route = self._context.route_lookup(protocol)
@@ -185,6 +189,7 @@ class NhrpEngine:
         context = self._context
         context.authorization.set_claim(peer, claim)
         moved = context.peers.add(nbma, peer) is not None
+        context.peers.set_server(peer, claim is None or claim.server)
         context.cache.bind(nbma, peer)
         if moved:
             context.cache.move(peer, nbma)

@@ -14,6 +14,8 @@ class PeerTable:
     def __init__(self) -> None:
         self._nbma: dict[int, Address] = {}
         self._peers: dict[Address, list[int]] = {}
+        #: Peers that are at the address of a server by accident: behind its NAT.
+        self._others: set[int] = set()
 
     def add(self, nbma: Address, peer: int) -> Address | None:
         """A peer is up; gives the address that it had before when it moved."""
@@ -29,6 +31,7 @@ class PeerTable:
     def remove(self, peer: int) -> Address | None:
         """A peer is gone; gives the address that it had."""
         nbma = self._nbma.pop(peer, None)
+        self._others.discard(peer)
         if nbma is not None:
             others = self._peers[nbma]
             others.remove(peer)
@@ -44,6 +47,21 @@ class PeerTable:
         """The peer at an NBMA address; the one that came up last where several share it."""
         peers = self._peers.get(nbma)
         return peers[-1] if peers else None
+
+    def set_server(self, peer: int, server: bool) -> None:
+        """Whether a peer is the gateway that the configuration means by its NBMA address, should it mean one."""
+        if server:
+            self._others.discard(peer)
+        else:
+            self._others.add(peer)
+
+    def is_server(self, peer: int) -> bool:
+        """Whether a peer may be the server at its address."""
+        return peer not in self._others
+
+    def server_at(self, nbma: Address) -> int | None:
+        """As `at`, for a server that the configuration names: nobody else who shares its address."""
+        return next((peer for peer in reversed(self._peers.get(nbma, ())) if peer not in self._others), None)
 
     def __contains__(self, peer: int) -> bool:
         return peer in self._nbma

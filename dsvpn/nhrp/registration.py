@@ -53,7 +53,7 @@ class RegistrationClient:
     def peer_up(self, nbma: Address, peer: int, now: float) -> None:
         """A path to an NBMA address is there: register with the NHS that lives at it."""
         for registration in self._registrations:
-            if registration.nhs.nbma != nbma or registration.peer == peer:
+            if registration.nhs.nbma != nbma or registration.peer == peer or not self._context.peers.is_server(peer):
                 continue
             registration.peer = peer
             self._start(registration, now)
@@ -64,7 +64,7 @@ class RegistrationClient:
             if registration.peer != peer:
                 continue
             nbma = registration.nhs.nbma
-            registration.peer = None if nbma is None else self._context.peers.at(nbma)
+            registration.peer = None if nbma is None else self._context.peers.server_at(nbma)
             if registration.peer is not None:
                 self._start(registration, now)
                 continue
@@ -132,7 +132,7 @@ class RegistrationClient:
                 continue
             known = registration.nhs.nbma is not None
             registration.nhs = replace(registration.nhs, nbma=nbma)
-            registration.peer = self._context.peers.at(nbma)
+            registration.peer = self._context.peers.server_at(nbma)
             if registration.peer is not None:
                 self._start(registration, now)
                 continue

@@ -59,7 +59,7 @@ class Transit:
         """The adjacency of the best NHS that has one: registered with before not, then the lowest priority number."""
         up = self._context.nhs_up
         for nhs in sorted(self._context.nhs, key=lambda nhs: (nhs.protocol not in up, nhs.priority)):
-            peer = None if nhs.nbma is None else self._context.peers.at(nhs.nbma)
+            peer = None if nhs.nbma is None else self._context.peers.server_at(nhs.nbma)
             if nhs.protocol.version == version and peer is not None and peer != came_from:
                 return peer
         return None

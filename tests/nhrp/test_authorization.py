@@ -290,6 +290,19 @@ class TestReports:
         assert len(denials) == MAX_DENIALS
         assert denials[0].identity == f"x{MAX_DENIALS + 19}"
 
+    def test_who_proved_to_be_somebody_else_is_not_the_nhs_at_its_address(self) -> None:
+        bench = spoke(up=False)
+        bench.engine.peer_up(a("192.0.2.1"), 77, bench.now, Claim("neighbour", server=False))
+        assert not bench.engine.trusts(77)
+        assert not bench.sent()
+        bench.engine.peer_up(a("192.0.2.1"), HUB_PEER, bench.now, Claim("hub"))
+        assert bench.engine.trusts(HUB_PEER)
+        # It came last, but nothing is sent there in the name of the hub.
+        bench.engine.peer_up(a("192.0.2.1"), 78, bench.now, Claim("another", server=False))
+        assert {peer for _, peer in bench.sent()} == {HUB_PEER}
+        bench.engine.peer_down(HUB_PEER, bench.now)
+        assert bench.engine.snapshot(bench.now).nhs[0].state == "waiting"
+
     def test_the_spoke_learns_why(self) -> None:
         bench = spoke(up=False)
         bench.engine.peer_up(a("192.0.2.1"), HUB_PEER, bench.now, Claim("hub"))
