@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="needs /dev/net/tun: load the kernel module 'tun'"),
 ]
 
-DRIVERS = pytest.mark.parametrize("workers", [1, 0], ids=["workers", "drain"])
+DRIVERS = pytest.mark.parametrize("workers", [1, 8, 0], ids=["workers", "four-pairs", "drain"])
 MTU = 1418
 SEED = 1303
 _SO_SNDBUFFORCE = 32

@@ -1,4 +1,4 @@
-"""Several workers per direction: each has a queue of every TUN device, and a socket that shares the NAT traversal port."""
+"""Several workers per direction: each has a queue of every TUN device, and a socket that shares port 4500."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dsvpn_native import Dataplane
 from tests.native.faults import Faults
-from tests.native.flows import inside
+from tests.native.flows import Flows, inside
 from tests.native.network import Pair, wait_for
 
 pytestmark = [
@@ -94,6 +95,31 @@ def test_flows_are_spread_and_stay_on_their_queue_when_they_are_answered(
     assert network.drops() == [{}, {}]
 
 
+def test_numbers_of_one_key_leave_in_their_order(network: Pair, faults: Faults) -> None:
+    """All workers seal with one key, for a peer whose replay window may be small."""
+    network.forward(workers=2 * PAIRS, environments=(faults.environment, None))
+    faults.set(recording=1)
+    with closing(Flows(*network.names, count=12)) as flows:
+        flows.run(8000)
+        flows.check()
+    recorded = faults.recorded()
+    sequences = recorded["sequence"][recorded["spi"] == network.nodes[1].spis[0]].astype(np.int64)
+    assert len(sequences) >= 8000
+    assert (np.diff(sequences) == 1).all(), "packets left behind later ones"
+    taken = sorted(packets(network, 0, "encap").values())
+    assert taken[-2] > 100, "one worker alone sealed"
+
+
+def test_a_device_that_is_taken_away_is_told_once(network: Pair) -> None:
+    network.forward(workers=2 * PAIRS)
+    network.ip(0, "link", "delete", "tunnel0")
+    wait_for("the punt", lambda: network.counters(0)["tun_gone"] > 0)
+    # Every worker that had a queue of it still answers: nothing is ready for ever.
+    assert network.nodes[0]("remove_tunnel", 0) is None
+    assert network.counters(0)["tun_gone"] == 1
+    assert [punt["kind"] for punt in network.nodes[0]("punts")].count("gone") == 1
+
+
 def test_a_peer_stays_on_one_socket_and_peers_are_spread(network: Pair) -> None:
     network.forward(workers=2 * PAIRS)
 
@@ -145,6 +171,19 @@ def test_a_kernel_with_one_queue_forwards_by_one_queue(network: Pair, faults: Fa
     assert network.drops() == [{}, {}]
 
 
+@pytest.mark.parametrize("threads", [2 * PAIRS, PAIRS, 2, 1, 0])
+def test_queues_and_sockets_are_shared_out_among_any_number_of_threads(network: Pair, threads: int) -> None:
+    """Over IPv6, whose sockets are a group of their own."""
+    for side in (0, 1):
+        network.ip(side, "link", "set", "under", "mtu", "1600")
+    network.forward(workers=threads, queues=PAIRS, ipv6=True)
+    with closing(Flows(*network.names, count=12)) as flows:
+        flows.run(2000)
+        flows.check()
+    assert len(network.nodes[0]("worker_packets")) == threads
+    assert network.drops() == [{}, {}]
+
+
 def test_a_device_of_another_process_is_not_joined(network: Pair) -> None:
     network.forward(workers=2 * PAIRS)
 
@@ -182,7 +221,9 @@ def test_workers_are_a_pair_for_each_queue() -> None:
     dataplane = Dataplane(queues=3)
     dataplane.start_workers()
     assert dataplane.worker_threads == 6
-    assert dataplane.worker_packets == {f"{direction}{number}": 0 for direction in ("encap", "decap") for number in range(3)}
+    assert dataplane.worker_packets == {
+        f"{direction}{number}": 0 for direction in ("encap", "decap") for number in range(3)
+    }
     dataplane.stop_workers()
     assert dataplane.worker_packets == {}
     assert Dataplane.best_worker_threads() in {1, 2, 4, 6, 8, 10, 12, 14, 16}

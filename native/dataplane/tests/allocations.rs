@@ -2,13 +2,19 @@
 
 mod common;
 
+use std::num::NonZeroU32;
+
 use common::*;
 use dsvpn_dataplane::*;
 
 #[test]
 fn a_warm_data_plane_allocates_nothing() {
-    for setup in [Setup::default(), Setup { esn: true, ..Setup::default() }, Setup::plain_gre()] {
+    let setups = [Setup::default(), Setup { esn: true, ..Setup::default() }, Setup::plain_gre()];
+    for (setup, workers) in setups.into_iter().flat_map(|setup| [(setup, 1), (setup, 2)]) {
         let mut dataplane = Loop::new(setup);
+        if workers > 1 {
+            dataplane.encap.share(NonZeroU32::MIN);
+        }
         let flows = [Flow::default(), Flow { udp: true, ..Flow::default() }, Flow { v6: true, ..Flow::default() }];
         let mut arena = Vec::new();
         let mut metas = Vec::new();
@@ -53,6 +59,7 @@ fn a_warm_data_plane_allocates_nothing() {
             dataplane.decap.run(&tables, &mut send, &datagrams, &mut tun, SECOND);
             assert!(tun.packets.len() >= 12);
             batch.clear();
+            dataplane.encap.release();
             replies.clear();
             tun.clear();
         };

@@ -32,9 +32,9 @@ fn enter_namespace() -> bool {
 }
 
 /// An engine whose one peer is itself, so that every packet goes both ways.
-fn engine(encapsulation: Encapsulation, udp_gso: bool) -> Engine {
+fn engine(encapsulation: Encapsulation, udp_gso: bool, lanes: usize) -> Engine {
     let core = Arc::new(Core::default());
-    let engine = Engine::new(Arc::clone(&core)).unwrap();
+    let engine = Engine::with_lanes(Arc::clone(&core), lanes).unwrap();
     engine
         .open_underlay(UnderlayConfig {
             ike_port: 500,
@@ -102,8 +102,8 @@ fn sender(remote: SocketAddr, segment_size: Option<u16>) -> UdpSocket {
     socket
 }
 
-fn steady(encapsulation: Encapsulation, udp_gso: bool) {
-    let engine = engine(encapsulation, udp_gso);
+fn steady(encapsulation: Encapsulation, udp_gso: bool, lanes: usize) {
+    let engine = engine(encapsulation, udp_gso, lanes);
     let descriptors = engine.descriptors();
     let (v4, v6): (SocketAddr, SocketAddr) = ("10.9.0.2:9".parse().unwrap(), "[fd09::2]:9".parse().unwrap());
     let senders = [sender(v4, None), sender(v4, Some(1300)), sender(v6, None), sender(v6, Some(1200))];
@@ -158,13 +158,14 @@ fn forwarding_over_real_descriptors_allocates_nothing() {
         return;
     }
     dsvpn_io::checksum::install();
-    for (encapsulation, udp_gso) in [
-        (Encapsulation::Udp, true),
-        (Encapsulation::Udp, false),
-        (Encapsulation::Esp, false),
-        (Encapsulation::Gre, false),
+    for (encapsulation, udp_gso, lanes) in [
+        (Encapsulation::Udp, true, 1),
+        (Encapsulation::Udp, true, 4),
+        (Encapsulation::Udp, false, 1),
+        (Encapsulation::Esp, false, 1),
+        (Encapsulation::Gre, false, 1),
     ] {
-        steady(encapsulation, udp_gso);
+        steady(encapsulation, udp_gso, lanes);
     }
     // The measurement itself works.
     assert_eq!(allocation_counter::measure(|| drop(std::hint::black_box(Box::new(7u64)))).count_total, 1);
