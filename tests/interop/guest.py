@@ -1,5 +1,8 @@
 """A peer that is not us: FRR's nhrpd on the Linux kernel's own mGRE, in a User-Mode Linux guest.
 
+With a `Connection`, strongSwan protects the GRE underneath. nhrpd knows nothing of that: what it offers for IPsec
+(vici) needs a strongSwan with FRR's patches, which no distribution has.
+
 The guest takes the place of one site of the lab. Its network card is a tap device in the internet namespace.
 """
 
@@ -11,7 +14,8 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from dsvpn.lab.topology import HUB, SITES, SUMMARY, Site, Topology
-from tests.interop.packages import FRR, tree
+from tests.interop.packages import FRR, FRR_AND_STRONGSWAN, tree
+from tests.interop.strongswan import Connection, settings
 from tests.interop.uml import Guest
 
 _TAP = "guest"
@@ -20,18 +24,28 @@ _TAP = "guest"
 class FrrGuest:
     """FRR as the hub or as spoke2 of the lab. Use `start` once; the run that owns the topology ends it."""
 
-    def __init__(self, topology: Topology, site: Site, *, key: int, holding_time: int = 60) -> None:
+    def __init__(
+        self, topology: Topology, site: Site, *, key: int, holding_time: int = 60, ipsec: Connection | None = None
+    ) -> None:
         assert not site.behind_nat, "a guest has its card in the internet namespace"
+        self._ipsec = ipsec
         self.site = site
         self._topology = topology
         self._key = key
         self._holding_time = holding_time
-        self._guest = Guest(topology.run, site.name, tree("frr", FRR), "frr")
+        packages = tree("frr", FRR) if ipsec is None else tree("frr-ipsec", FRR_AND_STRONGSWAN)
+        self._guest = Guest(topology.run, site.name, packages, "frr")
 
     def start(self) -> None:
         """Boot, and wait until the daemons run."""
         (self._guest.boot / "routes").write_text("".join(f"{prefix} {via}\n" for prefix, via in self._routes()))
         (self._guest.boot / "frr.conf").write_text(self._frr_conf())
+        if self._ipsec is not None:
+            swanctl = self._guest.control / "swanctl"
+            swanctl.mkdir()
+            remote = IPv4Address("0.0.0.0") if self.site is HUB else HUB.public
+            (swanctl / "swanctl.conf").write_text(self._ipsec.text(remote))
+            (self._guest.control / "strongswan.conf").write_text(settings())
         self._plug_in()
         environment = {
             "name": self.site.name,

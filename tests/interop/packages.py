@@ -28,6 +28,8 @@ STRONGSWAN = {
     "trixie": (*_STRONGSWAN, *_NEW_LIBRARIES),
     "forky": (*_STRONGSWAN, *_NEW_LIBRARIES),
 }
+#: Both in one guest, of the host's release.
+FRR_AND_STRONGSWAN = (*FRR, *STRONGSWAN["bookworm"])
 
 
 def cache() -> Path:

@@ -24,6 +24,7 @@ _PLUGINS = (
     "random nonce openssl curve25519 pem pkcs1 pkcs8 x509 pubkey revocation constraints "
     "hmac kdf sha1 sha2 aes gcm gmp mgf1 chapoly ml"
 )
+#: strongswan.conf; `plugins`, `kernel` and `extra` lines of charon are filled in.
 _SETTINGS = """
 charon {
   load = %(plugins)s %(kernel)s socket-default vici updown
@@ -98,6 +99,11 @@ def _lines(values: Mapping[str, str]) -> str:
     return "".join(f"    {key} = {value}\n" for key, value in values.items())
 
 
+def settings(extra: str = "", kernel: str = "kernel-netlink") -> str:
+    """strongswan.conf, with more lines for charon."""
+    return _SETTINGS % {"plugins": _PLUGINS, "kernel": kernel, "extra": extra}
+
+
 class StrongSwan:
     """charon of a Debian release in a guest. `start` boots; `configure` is for each connection anew."""
 
@@ -115,19 +121,15 @@ class StrongSwan:
 
     def start(self, namespace: str) -> None:
         """Boot the guest with its card in a namespace, and start charon."""
-        self._settings()
+        (self.guest.control / "strongswan.conf").write_text(settings())
         self.guest.start(TAP, namespace, {"wan": str(GUEST), "gateway": str(GUEST_GATEWAY)})
         self.start_charon()
         found = re.search(r"strongSwan swanctl (\S+)", self.guest.run("swanctl --version"))
         self.version = found[1] if found else "?"
 
-    def _settings(self, extra: str = "", kernel: str = "kernel-netlink") -> None:
-        values = {"plugins": _PLUGINS, "kernel": kernel, "extra": extra}
-        (self.guest.control / "strongswan.conf").write_text(_SETTINGS % values)
-
     def start_charon(self, extra: str = "", *, kernel: str = "kernel-netlink") -> None:
         """Start charon, with more lines in its settings. Connections have to be configured afterwards."""
-        self._settings(extra, kernel)
+        (self.guest.control / "strongswan.conf").write_text(settings(extra, kernel))
         self.guest.run("bash /boot.d/charon.sh", check=True)
 
     def stop_charon(self, signal: str = "TERM") -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from dsvpn.lab.run import wait_until
-from dsvpn.lab.status import path_to, registrations
+from dsvpn.lab.status import path_to, peers, registrations
 from dsvpn.lab.topology import HUB, SPOKE1, SPOKE2
 from tests.interop.guest import FrrGuest
+from tests.interop.strongswan import Connection
 from tests.netns.network import DEADLINE, QUICK, Network
 
 pytestmark = [pytest.mark.root, pytest.mark.netns, pytest.mark.interop, pytest.mark.slow]
@@ -41,6 +42,54 @@ def test_an_frr_spoke_registers_with_our_hub() -> None:
         network.wait_ping("hub", SPOKE2.host)
         assert network.ping("hub", SPOKE2.host, 20).lost == 0
         assert guest.answers(HUB.host, source=SPOKE2.host) == 3
+
+
+#: strongSwan under nhrpd: GRE between the two outer addresses, in transport mode.
+PROTECTED = QUICK.but(
+    authentication=None, profile={**QUICK.profile, "ike": '["aes256gcm16-prfsha384-x25519"]', "esp": '["aes128gcm16"]'}
+)
+
+
+@pytest.mark.feature("NHRP over GRE in ESP, strongSwan underneath", "its spoke registers with our hub")
+def test_a_protected_frr_spoke_registers_with_our_hub() -> None:
+    with Network(every=PROTECTED) as network:
+        network.start("hub")
+        # The first packet of nhrpd makes strongSwan call.
+        connection = Connection(
+            identity="spoke2",
+            remote_identity="hub",
+            options={"local_addrs": str(SPOKE2.public)},
+            child={"start_action": "trap"},
+        )
+        guest = FrrGuest(network.topology, SPOKE2, key=42, ipsec=connection)
+        guest.start()
+        hub = network.gateways["hub"]
+        wait_until(lambda: SPOKE2.tunnel in registrations(hub), DEADLINE, "the FRR spoke to register", interval=0.3)
+        assert registrations(hub)[SPOKE2.tunnel] == SPOKE2.public
+        (peer,) = peers(hub)
+        assert (peer["identity"], peer["encapsulation"]) == ("spoke2", "esp")
+        network.wait_ping("hub", SPOKE2.host)
+        assert network.ping("hub", SPOKE2.host, 20, wait=5.0).lost == 0
+        assert guest.answers(HUB.host, source=SPOKE2.host) == 3
+
+
+@pytest.mark.feature("NHRP over GRE in ESP, strongSwan underneath", "our spoke registers with its hub")
+def test_our_spoke_registers_with_a_protected_frr_hub() -> None:
+    with Network(every=PROTECTED) as network:
+        connection = Connection(
+            identity="hub",
+            remote_identity="spoke2",
+            options={"local_addrs": str(HUB.public), "remote_addrs": "%any"},
+        )
+        guest = FrrGuest(network.topology, HUB, key=42, ipsec=connection)
+        guest.start()
+        network.start("spoke2")
+        wait_until(lambda: SPOKE2.tunnel in guest.cache(), DEADLINE, "FRR to list our spoke", interval=0.3)
+        (peer,) = peers(network.gateways["spoke2"])
+        assert (peer["identity"], peer["encapsulation"]) == ("hub", "esp")
+        network.wait_ping("spoke2", HUB.host)
+        assert network.ping("spoke2", HUB.host, 20, wait=5.0).lost == 0
+        assert guest.answers(SPOKE2.host, source=HUB.host) == 3
 
 
 @pytest.mark.feature("NHRP over plain GRE", "our spokes, one behind NAT, find each other through its hub")

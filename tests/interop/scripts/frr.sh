@@ -1,4 +1,4 @@
-# The network and the daemons of a guest with FRR.
+# The network and the daemons of a guest with FRR, and with strongSwan underneath if there is a configuration of it.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C
 . /boot.d/environment
 fail() { echo "$*" >>/ctl/failed; }
@@ -16,6 +16,11 @@ done
 echo 1 >/proc/sys/net/ipv4/ip_forward
 ip link set lo up
 ip address add "$wan" dev vec0 && ip link set vec0 up && ip route add default via "$gateway" || fail "underlay"
+if [ -d /ctl/swanctl ]; then
+  . /boot.d/ipsec.sh
+  # Policies that wait for traffic have to be there before nhrpd sends any.
+  { bash /boot.d/charon.sh && swanctl --load-all; } >>/ctl/daemons.log 2>&1 || fail "charon"
+fi
 # nhrpd is silent on a multipoint device that is not bound to its underlay device.
 ip tunnel add gre1 mode gre key "$key" ttl 64 dev vec0 || fail "gre1"
 ip address add "$tunnel/32" dev gre1 && ip link set gre1 mtu 1400 up || fail "gre1 address"
