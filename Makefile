@@ -51,7 +51,7 @@ test-mesh: $(STAMPS)/lab-packages $(STAMPS)/test-packages $(STAMPS)/tools setup
 .PHONY: test-interop
 test-interop: $(STAMPS)/lab-packages $(STAMPS)/interop-packages $(STAMPS)/tools setup
 	rm -f build/interop/results.json
-	$(BIN)/pytest -n 4 --dist loadgroup -rs tests/interop
+	$(BIN)/pytest -n 4 --dist load -rs tests/interop
 
 ## interop-report: docs/interoperability.md from the last `make test-interop`
 .PHONY: interop-report

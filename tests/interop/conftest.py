@@ -19,7 +19,7 @@ _RESULTS = pytest.StashKey[Results]()
 
 @pytest.fixture(scope="session", params=["bookworm", "trixie"])
 def lab(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    """One guest for each release of strongSwan, booted once."""
+    """One guest for each release of strongSwan, booted once in each process."""
     run = Run(f"dsvpn-i{os.getpid()}{request.param[0]}")
     run.open()
     try:
@@ -48,14 +48,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_RESULTS] = Results()
     config.addinivalue_line("markers", "feature(group, row): where a test stands in docs/interoperability.md")
     config.pluginmanager.register(Collector(config), "interoperability results")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # One process for each guest, if there are several processes.
-    for item in items:
-        callspec = getattr(item, "callspec", None)
-        item.add_marker(pytest.mark.xdist_group("frr" if callspec is None else callspec.params.get("lab", "frr")))
 
 
 @pytest.hookimpl(wrapper=True)
