@@ -50,7 +50,7 @@ swanctl { socket = unix:///run/charon.vici
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A connection of swanctl.conf, called "ours", with one child, "gre"."""
+    """A connection of swanctl.conf with one child, "gre"."""
 
     ike: str = "aes256gcm16-prfsha384-x25519"
     esp: str = "aes128gcm16"
@@ -69,8 +69,8 @@ class Connection:
         """The same with some values changed."""
         return replace(self, **changes)
 
-    def text(self, remote: IPv4Address) -> str:
-        """swanctl.conf."""
+    def text(self, remote: IPv4Address, name: str = "ours") -> str:
+        """swanctl.conf. Several may stand one behind the other."""
         auth = "psk" if self.psk is not None else "pubkey"
         local = {"auth": auth, "id": self.identity} | dict(self.local)
         theirs = {"auth": auth, "id": self.remote_identity} | dict(self.remote)
@@ -91,7 +91,7 @@ class Connection:
         psk = "" if self.psk is None else f'  ike-ours {{ secret = "{self.psk}" }}\n'
         sections = f"  local {{\n{_lines(local)}  }}\n  remote {{\n{_lines(theirs)}  }}\n"
         children = f"  children {{ gre {{\n{_lines(child)}  }} }}\n"
-        connections = f"connections {{\n  ours {{\n{_lines(options)}{sections}{children}  }}\n}}\n"
+        connections = f"connections {{\n  {name} {{\n{_lines(options)}{sections}{children}  }}\n}}\n"
         return f"{connections}secrets {{\n{psk}{self.secrets}}}\n"
 
 
@@ -141,17 +141,24 @@ class StrongSwan:
         self.stop_charon()
         self.start_charon(extra, kernel=kernel)
 
-    def configure(self, connection: Connection, remote: IPv4Address, files: Mapping[str, Path] | None = None) -> None:
+    def configure(
+        self,
+        connection: Connection,
+        remote: IPv4Address,
+        files: Mapping[str, Path] | None = None,
+        further: Mapping[str, Connection] | None = None,
+    ) -> None:
         """Forget all SAs, connections and secrets and load these; make the GRE device to the remote end.
 
-        `files` are copied into swanctl's directories: "x509/their.crt", for example.
+        `files` are copied into swanctl's directories: "x509/their.crt", for example. `further` connections have names.
         """
         for directory in ("x509", "x509ca", "x509crl", "private"):
             for old in (self.swanctl / directory).iterdir():
                 old.unlink()
         for name, source in (files or {}).items():
             shutil.copy(source, self.swanctl / name)
-        (self.swanctl / "swanctl.conf").write_text(connection.text(remote))
+        texts = [one.text(remote, name) for name, one in {"ours": connection, **(further or {})}.items()]
+        (self.swanctl / "swanctl.conf").write_text("".join(texts))
         # Processes are slow in a guest: none that is not needed. A test that failed may have left no charon.
         script = "pidof charon >/dev/null || bash /boot.d/charon.sh || exit 1\n"
         script += '[ -z "$(ip xfrm state)" ] || swanctl --terminate --ike ours --force >/dev/null 2>&1\n'

@@ -21,6 +21,8 @@ LEFT = IPv4Address("198.51.100.1")
 RIGHT = IPv4Address("198.51.100.2")
 OURS = IPv4Interface("203.0.113.1/29")
 OURS_GATEWAY = IPv4Address("203.0.113.6")
+NEIGHBOUR = IPv4Interface("203.0.113.9/29")
+NEIGHBOUR_GATEWAY = IPv4Address("203.0.113.14")
 
 #: IKE_SA_INIT requests (exchange type 34, no response flag) on port 500, found behind the UDP header and the SPIs.
 _CALL = "udp dport 500 @th,208,8 34 @th,216,8 & 0x20 == 0"
@@ -95,11 +97,33 @@ class Underlay:
         """Our address as the guest sees it."""
         return RIGHT if self._ours_nat else OURS.ip
 
-    def counters(self) -> dict[str, int]:
-        """Packets that went through the routers since `arrange`: esp, natt (ESP in UDP), ike, icmp, other."""
+    def add_neighbour(self) -> tuple[Namespace, Site]:
+        """A second gateway of ours behind the same box, in a namespace of its own."""
+        namespace = Namespace(self.ours.run_book, "neighbour")
+        namespace.create()
+        self._cable(self.right, "inside2", namespace, "eth0")
+        for one, device, address in (
+            (self.right, "inside2", f"{NEIGHBOUR_GATEWAY}/29"),
+            (namespace, "eth0", str(NEIGHBOUR)),
+        ):
+            one.ip("address", "add", address, "dev", device)
+            one.ip("link", "set", device, "up")
+        namespace.ip("route", "add", "default", "via", str(NEIGHBOUR_GATEWAY))
+        lan = IPv4Interface("172.16.2.0/24").network
+        return namespace, Site("neighbour", NEIGHBOUR, NEIGHBOUR_GATEWAY, RIGHT, IPv4Address("10.1.0.1"), lan)
+
+    def remove_neighbour(self) -> None:
+        """Unplug it; its namespace goes with the run."""
+        self.right.ip("link", "delete", "inside2")
+
+    def carried(self) -> dict[str, int]:
+        """Octets that went through the routers since `arrange`: esp, natt (ESP in UDP), ike, icmp, other.
+
+        Octets, for a router sees several packets that were sent at once as one.
+        """
         listed = json.loads(self.right.command(["nft", "-j", "list", "counters"]))["nftables"]
         return {
-            entry["counter"]["name"].removeprefix("n_"): entry["counter"]["packets"]
+            entry["counter"]["name"].removeprefix("n_"): entry["counter"]["bytes"]
             for entry in listed
             if "counter" in entry
         }
