@@ -137,7 +137,7 @@ class Gateway:
             if found is None:
                 return
             nbma = found[1].nbma
-            self.peering.heard_nhrp(found[1])
+            self.peering.sealing.heard_nhrp(found[1])
         network.nhrp.receive_packet(data, adjacency, nbma, now)
         self._settle(now)
 
@@ -238,7 +238,7 @@ class Gateway:
             before_in, before_out = peer.packets.get(tunnel, (0, 0))
             peer.packets[tunnel] = (packets_in, packets_out)
             if packets_in > before_in:
-                self.peering.heard_data(peer)
+                self.peering.sealing.heard_data(peer)
             if packets_in > before_in or packets_out > before_out or peer.pending is not None:
                 busy += busy_sas(peer, adjacency)
             if packets_out > before_out:
@@ -316,11 +316,11 @@ class Gateway:
     def wants_traffic(self) -> bool:
         """Whether `traffic` should be called every few hundredths of a second: a peer has called and traffic waits for
         its first packet. This lasts a few seconds at most."""
-        return self.peering.awaits_packet
+        return self.peering.sealing.awaits_packet
 
     def awaiting_packets(self) -> list[int]:
         """The adjacencies of the peers for whose first packet `traffic` is wanted."""
-        return self.peering.awaiting()
+        return self.peering.sealing.awaiting()
 
     def cookie_gate(self, now: float) -> CookieSecrets | None:
         """With what the data plane is to ask strangers for cookies; None while it need not."""

@@ -1,4 +1,4 @@
-"""Peers come and go: who is called and when, which SA seals, and when traffic may move.
+"""Peers come and go: who is called and when, and who is let go.
 
 The rule that makes it DSVPN is kept here: every peer that a mapping wants gets its IKE SA and CHILD_SAs by itself, and
 when no mapping wants it any more, peer and SAs go.
@@ -11,43 +11,30 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from dsvpn.addresses import Address, Endpoint, Path
-from dsvpn.commands import (
-    AddInboundSa,
-    ClearOutboundSa,
-    Command,
-    RemoveAdjacency,
-    RemoveInboundSa,
-    SetAdjacency,
-    SetOutboundSa,
-)
+from dsvpn.commands import Command, RemoveAdjacency
 from dsvpn.config.model import Config
 from dsvpn.gateway.agenda import Agenda
 from dsvpn.gateway.events import Level
 from dsvpn.gateway.ids import IdPool
 from dsvpn.gateway.keepalives import Keepalives
 from dsvpn.gateway.nat import PUNCH_PORT
-from dsvpn.gateway.peers import Child, Peer, PeerTable
+from dsvpn.gateway.peers import Peer, PeerTable
 from dsvpn.gateway.redirects import Redirects
 from dsvpn.gateway.roaming import Roaming
+from dsvpn.gateway.sealing import Sealing
 from dsvpn.gateway.servers import Servers
 from dsvpn.gateway.sources import Sources
 from dsvpn.gateway.tunnel import Tunnel
 from dsvpn.ike import events as ike_events
 from dsvpn.ike.engine import IkeEngine
 from dsvpn.nhrp import events as nhrp_events
-from dsvpn.policy import call_delay, esp_encapsulation, inner_mtu
+from dsvpn.policy import call_delay
 
 IKE_PORT = 500
 #: A peer that called but that no mapping wants is let go after this long, seconds.
 UNWANTED_PEER_GRACE = 60.0
 #: A peer that could not be reached is called again after 0.5, 1, 2, … seconds, but not later than this.
 MAX_CALL_BACKOFF = 30.0
-#: A peer that has called gets traffic once something came from it, or after this long: by then it has our answer even
-#: if that was lost and asked for again three times (seconds). Where an older SA carries traffic, there is no hurry: the
-#: new one waits for a packet, or for the end of the older.
-CONFIRMATION_DELAY = 3.0
-#: A peer that was up for this long is called again at once when it goes down, seconds.
-STEADY = 60.0
 #: Refused callers that `dsvpn show peers` remembers.
 MAX_REFUSED = 64
 
@@ -79,37 +66,28 @@ class Peering:
         self.closing = False
         self.servers = Servers(tunnels, self.peers)
         self.sources = Sources(tunnels, self.peers, self.servers, emit)
+        self.sealing = Sealing(config, tunnels, emit, placed=self.sources.refresh, changed=self._peer_changed)
         self._emit = emit
         self.note = report
         self._adopt = adopt
         self._adjacency_ids = IdPool()
-        #: When to call a peer, when to let go of one that nothing wants, when to believe that one takes traffic.
+        #: When to call a peer, and when to let go of one that nothing wants.
         self._calls: Agenda[Peer] = Agenda()
         self._farewells: Agenda[Peer] = Agenda()
-        self._confirmations: Agenda[Peer] = Agenda()
         self._established: dict[int, float] = {}
         self._initiated: set[int] = set()
         self._keepalives = Keepalives({name: profile.keepalive for name, profile in config.ipsec.items()})
 
     # -- time ------------------------------------------------------------------------------------------------
 
-    @property
-    def awaits_packet(self) -> bool:
-        """Whether traffic waits for the first packet of a peer that has called."""
-        return len(self._confirmations) > 0
-
-    def awaiting(self) -> list[int]:
-        """The adjacencies of those peers."""
-        return [adjacency for peer in self._confirmations for adjacency in peer.adjacencies.values()]
-
     def timers(self) -> Iterable[float]:
         """When `handle_timer` or `keepalives` has something to do."""
-        for agenda in (self._calls, self._farewells, self._confirmations):
+        for agenda in (self._calls, self._farewells):
             first = agenda.next()
             if first is not None:
                 yield first
         yield from self._keepalives.timers()
-        for due in (self.roaming.get_timer(), self.sources.get_timer()):
+        for due in (self.roaming.get_timer(), self.sources.get_timer(), self.sealing.get_timer()):
             if due is not None:
                 yield due
 
@@ -121,11 +99,7 @@ class Peering:
             # What is done for one peer may have settled another's.
             if self._calls.pop(peer) is not None:
                 self._call(peer, now)
-        for peer in self._confirmations.due(now):
-            if peer.pending is None:
-                self.confirm(peer)
-            else:
-                self._confirmations.pop(peer)
+        self.sealing.handle_timer(now)
         for peer in self._farewells.due(now):
             if self._farewells.pop(peer) is not None and not peer.needs:
                 self._remove_peer(peer, "no mapping wants it", now)
@@ -140,16 +114,6 @@ class Peering:
         """Seconds until the peer is called again, None if that is not planned."""
         due = self._calls.get(peer)
         return None if due is None else max(due - now, 0.0)
-
-    def heard_nhrp(self, peer: Peer) -> None:
-        """An NHRP packet came from the peer through an SA: where there are two, nothing tells through which."""
-        if peer in self._confirmations and peer.pending is None:
-            self.confirm(peer)
-
-    def heard_data(self, peer: Peer) -> None:
-        """Data came from the peer through an SA: it has one that we have too."""
-        if not peer.confirmed and peer in self._confirmations:
-            self.confirm(peer)
 
     def doubt(self, peer: Peer, now: float) -> None:
         """The peer should have said something: ask by IKE whether it lives."""
@@ -172,7 +136,7 @@ class Peering:
         """Packets of other sizes fit the peers of a tunnel."""
         for peer in self.peers:
             if tunnel in peer.adjacencies and peer.up:
-                self._set_adjacencies(peer)
+                self.sealing.place(peer)
 
     def make_peer(self, profile: str | None, nbma: Address, private_nbma: Address | None) -> Peer:
         """A new peer with an adjacency in every tunnel of its profile."""
@@ -248,7 +212,7 @@ class Peering:
         peer.path = Path(Endpoint(source, 0), Endpoint(peer.nbma, 0))
         peer.since = now
         peer.confirmed = True
-        self._set_adjacencies(peer)
+        self.sealing.place(peer)
         self._peer_up(peer, now)
 
     def restart(self, peer: Peer, reason: str, now: float) -> None:
@@ -312,21 +276,10 @@ class Peering:
             tunnel.nhrp.peer_up(peer.nbma, adjacency, now, claim)
         self.sources.start_anew(peer)
 
-    def confirm(self, peer: Peer) -> None:
-        """The peer takes what is sent to it, also on the CHILD_SA that it made last."""
-        self._confirmations.pop(peer)
-        pending, peer.pending = peer.pending, None
-        if pending is not None and pending in peer.children:
-            self._seal_with(peer, peer.children[pending])
-        if not peer.confirmed:
-            peer.confirmed = True
-            self._peer_changed(peer)
-
     def _peer_down(self, peer: Peer, now: float) -> None:
         peer.since = None
         peer.confirmed = False
-        peer.pending = None
-        self._confirmations.pop(peer)
+        self.sealing.forget(peer)
         self._peer_changed(peer)
         for name, adjacency in peer.adjacencies.items():
             self.tunnels[name].nhrp.peer_down(adjacency, now)
@@ -372,11 +325,12 @@ class Peering:
                 self._on_child(event, now)
             case ike_events.ChildSaOutboundReady(ike_sa, inbound_spi):
                 peer = self.peers.by_ike_sa(ike_sa)
-                if peer is not None and inbound_spi in peer.children:
-                    peer.children[inbound_spi].ready = True
-                    self._seal_with(peer, peer.children[inbound_spi])
+                if peer is not None:
+                    self.sealing.start(peer, inbound_spi)
             case ike_events.ChildSaOutboundStopped(ike_sa, inbound_spi):
-                self._on_outbound_stopped(ike_sa, inbound_spi)
+                peer = self.peers.by_ike_sa(ike_sa)
+                if peer is not None:
+                    self.sealing.stop(peer, inbound_spi)
             case ike_events.ChildSaDeleted(ike_sa, inbound_spi, _):
                 self._on_child_deleted(ike_sa, inbound_spi, now)
             case ike_events.IkePathChanged():
@@ -500,94 +454,20 @@ class Peering:
         peer = self.peers.by_ike_sa(event.ike_sa)
         if peer is None:
             return
-        child = Child(
-            inbound_spi=event.inbound_spi,
-            outbound_spi=event.outbound_spi,
-            suite=event.suite,
-            outbound_keymat=event.outbound_keymat,
-            esn=event.esn,
-            encapsulation=esp_encapsulation(self.config.ipsec[event.profile], event.udp_encapsulation),
-            path=event.path,
-            ready=event.outbound_ready,
-            ike_sa=event.ike_sa,
-        )
-        peer.children[event.inbound_spi] = child
         was_up = peer.up
-        if not was_up:
-            self._use_path(peer, child)
-        self._emit(
-            AddInboundSa(
-                event.inbound_spi,
-                event.suite,
-                event.inbound_keymat,
-                tuple(peer.adjacencies.values()),
-                event.esn,
-                self.config.ipsec[event.profile].replay_window,
-            )
-        )
-        stopped = peer.current is not None and not peer.children[peer.current].ready
-        called = event.ike_sa not in self._initiated and event.replaces is None
-        if called:
-            # We have keys before the caller has our answer: what is sealed for it at once may come too early.
-            self._confirmations[peer] = now + CONFIRMATION_DELAY
-        if called and was_up and not stopped:
-            peer.pending = child.inbound_spi
-        elif child.ready:
-            confirmed, peer.confirmed = peer.confirmed, not called
-            self._seal_with(peer, child)
-            if was_up and not called and not confirmed:
-                # Two calls crossed, and the answer to ours shows that the peer takes traffic.
-                self._peer_changed(peer)
+        self.sealing.add(peer, event, now, called=event.ike_sa not in self._initiated and event.replaces is None)
         self.redirects.on_child(peer, event.ike_sa, now)
         if peer.up and not was_up:
             peer.since = now
             self._adopt(peer, now)
             self._peer_up(peer, now)
 
-    def _seal_with(self, peer: Peer, child: Child) -> None:
-        self._use_path(peer, child)
-        peer.current = child.inbound_spi
-        self._emit(
-            SetOutboundSa(
-                child.outbound_spi, child.suite, child.outbound_keymat, tuple(peer.adjacencies.values()), child.esn
-            )
-        )
-
-    def _on_outbound_stopped(self, ike_sa: int, inbound_spi: int) -> None:
-        peer = self.peers.by_ike_sa(ike_sa)
-        if peer is None or inbound_spi not in peer.children:
-            return
-        peer.children[inbound_spi].ready = False
-        if peer.pending == inbound_spi:
-            peer.pending = None
-        if peer.current != inbound_spi:
-            return
-        child = peer.best_child()
-        if child is not None:
-            self._seal_with(peer, child)
-            return
-        # It stays up: a successor is most likely a round trip away, and the end of the CHILD_SA is told when it comes.
-        for adjacency in peer.adjacencies.values():
-            self._emit(ClearOutboundSa(adjacency))
-
     def _on_child_deleted(self, ike_sa: int, inbound_spi: int, now: float) -> None:
-        self._emit(RemoveInboundSa(inbound_spi))
         peer = self.peers.by_ike_sa(ike_sa)
-        if peer is None:
+        if not self.sealing.remove(peer, inbound_spi, now) or peer is None:
             return
-        peer.children.pop(inbound_spi, None)
-        if peer.current != inbound_spi:
-            return
-        if peer.since is not None and now - peer.since > STEADY:
-            peer.failures = 0
-        child = peer.best_child()
-        if child is not None:
-            self._seal_with(peer, child)
-            return
-        peer.current = None
         self._peer_down(peer, now)
-        for adjacency in peer.adjacencies.values():
-            self._emit(ClearOutboundSa(adjacency))
+        self.sealing.seal_nothing(peer)
         if ike_sa in self._initiated and self.ike.is_established(ike_sa):
             self._call_again(peer, now)
 
@@ -612,30 +492,8 @@ class Peering:
             # Its address behind a NAT is told by its next registration.
             peer.private_nbma = None if event.remote_nat else remote
         if peer.current is not None and peer.children[peer.current].ike_sa == ike_sa:
-            self._use_path(peer, peer.children[peer.current])
+            self.sealing.use_path(peer, peer.children[peer.current])
         if moved and peer.up:
             self._tell_nhrp(peer, now)
         if event.confirmed:
             self.roaming.path_confirmed(peer, now)
-
-    def _use_path(self, peer: Peer, child: Child) -> None:
-        path = child.path
-        if child.encapsulation != "udp":
-            path = Path(Endpoint(path.local.address, 0), Endpoint(path.remote.address, 0))
-        if (peer.path, peer.encapsulation, peer.transform) != (path, child.encapsulation, child.suite):
-            peer.path, peer.encapsulation, peer.transform = path, child.encapsulation, child.suite
-            self._set_adjacencies(peer)
-
-    def _set_adjacencies(self, peer: Peer) -> None:
-        path = peer.path
-        if path is None:
-            return
-        peer.placed = True
-        for name, adjacency in peer.adjacencies.items():
-            tunnel = self.tunnels[name]
-            version = path.remote.address.version
-            mtu = inner_mtu(tunnel.underlay_mtu, version, peer.encapsulation, tunnel.config.key, peer.transform)
-            if tunnel.config.mtu is not None:
-                mtu = min(mtu, tunnel.config.mtu)
-            self._emit(SetAdjacency(adjacency, name, peer.encapsulation, path, mtu))
-        self.sources.refresh(peer)

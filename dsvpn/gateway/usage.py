@@ -33,4 +33,4 @@ def note_carried(peering: Peering, carried: Mapping[BusySa, Carried], now: float
         peering.ike.note_carried(sa.inbound_spi, counters, now)
         found = peering.peers.by_adjacency(sa.adjacency)
         if found is not None and counters.packets_in and found[1].pending == sa.inbound_spi:
-            peering.confirm(found[1])
+            peering.sealing.confirm(found[1])
