@@ -32,8 +32,8 @@ ESP in UDP) crosses. Where traffic goes on during a rekey, 50 pings a second go 
 A ping without an answer fails the test with every drop counter on the way that has risen. [Testing](testing.md) says
 where the code is.
 
-**Words.** "yes": the test passed. "not tested": it was skipped; the reason is at the end. An empty field: there is no
-such test.
+**Words.** "yes": the test passed. "not tested": it was skipped; the reason is at the end. An empty field: the run has
+no such test.
 
 | who | version |
 |---|---|
