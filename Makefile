@@ -40,7 +40,7 @@ demo: $(STAMPS)/lab-packages setup
 test: $(STAMPS)/lab-packages $(STAMPS)/test-packages $(STAMPS)/tools $(STAMPS)/null-cipher setup
 	$(WITH_CARGO) cargo test --quiet --locked --manifest-path native/Cargo.toml $(RUST_TESTS)
 	$(BIN)/pytest --quiet --wire=compiled -o "pythonpath=$$(echo $(VENV)/lib/python3*/site-packages) ." tests/wire
-	$(BIN)/pytest -n 2 --dist loadgroup --wire=interpreted --ignore=tests/interop -m "not mesh" $(TESTS)
+	$(BIN)/pytest -n 2 --dist loadscope --wire=interpreted --ignore=tests/interop -m "not mesh" $(TESTS)
 
 ## test-mesh: 30 spokes in a full mesh on this machine (root)
 .PHONY: test-mesh

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import pkgutil
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -40,8 +43,6 @@ def form_of(file: Path) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # pytest-xdist knows it by itself, but only where it is loaded.
-    config.addinivalue_line("markers", "xdist_group(name): tests that one process runs")
     wanted = config.getoption("--wire")
     for name, file in codec_files().items():
         if wanted is not None and form_of(file) != wanted:
@@ -59,11 +60,25 @@ def touches_the_machine(item: pytest.Item) -> bool:
     return any(item.get_closest_marker(name) for name in ("root", "netns"))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        # Several processes (-n) share one machine: what changes it is done one after the other, by one of them.
-        if touches_the_machine(item) and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group("machine"))
+@functools.cache
+def makes_namespaces(file: Path) -> bool:
+    """Whether tests of a file are marked so; seen from outside, by a process that has not loaded them."""
+    return re.search(r"\bmark\.(netns|root)\b", file.read_text()) is not None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n N --dist loadscope`: files that change the machine go to one process, one after the other; all others
+    are distributed test by test."""
+    if config.getoption("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    class OneOnTheMachine(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "machine" if makes_namespaces(config.rootpath / nodeid.partition("::")[0]) else nodeid
+
+    return OneOnTheMachine(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

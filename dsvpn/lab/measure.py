@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from dsvpn.errors import HostError
-from dsvpn.lab import echo
+from dsvpn.io import echo
 from dsvpn.lab.run import Run, wait_until
 from dsvpn.lab.topology import Namespace
 

@@ -14,7 +14,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from dsvpn.lab import echo
+from dsvpn.io import echo
 from dsvpn.lab.measure import Pings, parse_pings, ping_command
 from dsvpn.lab.run import Run, wait_until
 

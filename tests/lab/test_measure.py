@@ -17,7 +17,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from dsvpn.errors import HostError
-from dsvpn.lab.echo import ECHO_REPLY, PLAINTEXT, checksum
+from dsvpn.io.echo import ECHO_REPLY, PLAINTEXT, checksum
 from dsvpn.lab.measure import Echo, Pings, median_rtt, parse_pings, ping
 from dsvpn.lab.run import Run
 from dsvpn.lab.topology import Namespace

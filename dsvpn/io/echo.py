@@ -132,7 +132,8 @@ def main(arguments: list[str]) -> int:
             payload = (PLAINTEXT * (size // len(PLAINTEXT) + 1))[:size]
             series = Series(sock, target, os.getpid() & 0xFFFF, int(count), payload)
             series.run(float(interval), float(wait))
-            print(json.dumps(series.result()), flush=True)
+            sys.stdout.write(json.dumps(series.result()) + "\n")
+            sys.stdout.flush()
     return 0
 
 
