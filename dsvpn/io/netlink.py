@@ -36,6 +36,7 @@ from dsvpn.io.rtnetlink import (
     RTN_LOCAL,
     RTN_UNICAST,
     RTNH_F_ONLINK,
+    CoveringSearch,
     KernelRoute,
     Message,
     MonitorSocket,
@@ -347,7 +348,7 @@ class Netlink:
         here, which is once in a holding time.
         """
         best: KernelRoute | None = None
-        for message in self._dump(None, destination.version, table):
+        for message in self._dump(None, destination.version, table, CoveringSearch(destination)):
             if not route_covers(message, destination):
                 continue
             route = decode_route(message)
@@ -365,13 +366,18 @@ class Netlink:
         messages = [message for version in _FAMILIES for message in self._dump(device, version)]
         return [route for message in messages if (route := decode_route(message)) is not None]
 
-    def _dump(self, device: int | None, version: int, table: int = RT_TABLE_MAIN) -> list[Message]:
-        """The routes by a device, of every table, or without a device those of one table."""
+    def _dump(
+        self, device: int | None, version: int, table: int = RT_TABLE_MAIN, search: CoveringSearch | None = None
+    ) -> list[Message]:
+        """The routes by a device, of every table, or without a device those of one table; all or those of a search."""
         message: Any = rtmsg()
         message["family"] = _FAMILIES[version]
         message["attrs"] = [("RTA_TABLE", table)] if device is None else [("RTA_OIF", device)]
         try:
-            answer = self._requests.dump(RTM_GETROUTE, message)
+            if search is None:
+                answer = self._requests.dump(RTM_GETROUTE, message)
+            else:
+                answer = self._requests.dump(RTM_GETROUTE, message, search.split)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
                 return []  # no such table yet, or a host without this family

@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -72,6 +72,9 @@ _RTMSG = struct.Struct("=BBBBBBBBI")
 _RTA = struct.Struct("=HH")
 _RTNEXTHOP = struct.Struct("=HBBi")
 _U32 = struct.Struct("=I")
+
+#: From a route's header to its second attribute.
+_DESTINATION = _RTMSG.size + _RTA.size + _U32.size
 
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
@@ -186,6 +189,46 @@ def route_covers(message: Message, destination: Address) -> bool:
     return False
 
 
+class CoveringSearch:
+    """Picks the routes out of a dump that may have a destination in their prefix; `route_covers` is sure.
+
+    A full table is a million routes of which some ten are wanted: the others are passed over by comparing octets.
+    """
+
+    def __init__(self, destination: Address) -> None:
+        bits, width = int(destination), destination.max_prefixlen
+        family = _FAMILIES[destination.version]
+        self._size = width // 8
+        self._head = _RTA.pack(_RTA.size + self._size, _RTA_DST)
+        #: By family and length, as a message has them: the prefix that the destination is in. Bits behind it are 0.
+        self._prefixes = {
+            bytes((family, length)): (bits >> (width - length) << (width - length)).to_bytes(self._size)
+            for length in range(width + 1)
+        }
+
+    def split(self, data: bytes) -> Iterator[tuple[Message, int]]:
+        """The messages of a datagram with their sequence numbers, but for routes that do not cover the destination."""
+        # In one piece, for the sake of the million.
+        unpack, find, head, size = _HEADER.unpack_from, self._prefixes.get, self._head, self._size
+        offset, end = 0, len(data)
+        while offset + _HEADER.size <= end:
+            length, kind, flags, sequence, _ = unpack(data, offset)
+            if length < _HEADER.size:
+                return
+            body = offset + _HEADER.size
+            # The kernel writes the table first and the destination next. What looks otherwise is looked at closer.
+            at = body + _DESTINATION
+            start = at + _RTA.size
+            prefix = find(data[body : body + 2])
+            if (
+                kind != RTM_NEWROUTE
+                or flags & NLM_F_DUMP_INTR
+                or (prefix is not None and (data[start : start + size] == prefix or data[at:start] != head))
+            ):
+                yield Message(kind, flags, data[offset : offset + length]), sequence
+            offset += (length + 3) & ~3
+
+
 def _multipath(data: bytes, offset: int, end: int) -> Iterator[RouteHop]:
     while offset + _RTNEXTHOP.size <= end:
         length, _, _, device = _RTNEXTHOP.unpack_from(data, offset)
@@ -210,6 +253,10 @@ def _split(data: bytes) -> Iterator[tuple[Message, int]]:
             return
         yield Message(kind, flags, data[offset : offset + length]), sequence
         offset += (length + 3) & ~3
+
+
+#: Takes a datagram apart.
+Split = Callable[[bytes], Iterator[tuple[Message, int]]]
 
 
 def _failure(message: Message) -> OSError | None:
@@ -263,16 +310,16 @@ class RequestSocket:
             raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
         return answer[0]
 
-    def dump(self, kind: int, message: Any) -> list[Message]:
-        """Everything of a kind that passes the message's filter, as one consistent state."""
+    def dump(self, kind: int, message: Any, split: Split = _split) -> list[Message]:
+        """Everything of a kind that passes the message's filter and `split`, as one consistent state."""
         for _ in range(_DUMP_TRIES - 1):
-            answer = self._exchange(kind, message, NLM_F_REQUEST | NLM_F_DUMP)
+            answer = self._exchange(kind, message, NLM_F_REQUEST | NLM_F_DUMP, split)
             if not any(part.flags & NLM_F_DUMP_INTR for part in answer):
                 return answer
         # A table that never stands still is taken as it comes; its changes arrive through the monitor as well.
-        return self._exchange(kind, message, NLM_F_REQUEST | NLM_F_DUMP)
+        return self._exchange(kind, message, NLM_F_REQUEST | NLM_F_DUMP, split)
 
-    def _exchange(self, kind: int, message: Any, flags: int) -> list[Message]:
+    def _exchange(self, kind: int, message: Any, flags: int, split: Split = _split) -> list[Message]:
         self._sequence = (self._sequence + 1) & 0x7FFFFFFF
         if isinstance(message, bytes):
             header = _HEADER.pack(_HEADER.size + len(message), kind, flags, self._sequence, 0)
@@ -288,7 +335,7 @@ class RequestSocket:
                 received = self._socket.recv(_RECEIVE)
             except TimeoutError:
                 raise OSError(errno.ETIMEDOUT, "the kernel did not answer a netlink request") from None
-            for part, sequence in _split(received):
+            for part, sequence in split(received):
                 if sequence != self._sequence:
                     continue  # the rest of an exchange that was given up
                 if part.kind == _NLMSG_ERROR:
