@@ -221,13 +221,15 @@ fn a_replayed_packet_passes_no_worker() {
 fn a_commit_waits_for_all_workers() {
     let (mut writer, reader, shared) = peers();
     let changes = if cfg!(miri) { 10 } else { 2000 };
-    let (current, done) = (AtomicU32::new(0), AtomicUsize::new(0));
+    let (current, begun, done) = (AtomicU32::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
     thread::scope(|scope| {
         for worker in 0..WORKERS {
             let mut sender = Sender::new(worker, reader.clone(), &shared);
-            let (current, done) = (&current, &done);
+            let (current, begun, done) = (&current, &begun, &done);
             scope.spawn(move || {
                 let (arena, packets) = vector(0, 4);
+                sender.forward(&arena, &packets, |_, _| {});
+                begun.fetch_add(1, Ordering::Release);
                 while done.load(Ordering::Acquire) == 0 {
                     let least = current.load(Ordering::Acquire);
                     sender.forward(&arena, &packets, |message, _| {
@@ -237,6 +239,9 @@ fn a_commit_waits_for_all_workers() {
                     });
                 }
             });
+        }
+        while begun.load(Ordering::Acquire) < WORKERS as usize {
+            thread::yield_now();
         }
         for change in 0..changes {
             for id in 0..PEERS {
