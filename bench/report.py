@@ -38,6 +38,7 @@ _UPDATE_FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("tcp_reverse_bits_per_second", "TCP 1 stream back, Gb/s", lambda v: f"{v / 1e9:.2f}"),
     ("udp_packets_per_second", "numbered UDP, k packets/s", lambda v: f"{v / 1e3:.0f}"),
     ("updates_per_second", "updates per second", lambda v: f"{v:.0f}"),
+    ("update_cores", "processors that make them", lambda v: f"{v:.3f}"),
     ("commits_per_second", "commits per second", lambda v: f"{v:.0f}"),
     ("rekeys_per_second", "rekeys per second", lambda v: f"{v:.0f}"),
 )
@@ -251,10 +252,11 @@ def _updates(result: Result) -> list[str]:
         rows.append([f"{_words(name)}, all rounds", *(f"{by_kind.get(kind, 0):.0f}" for kind in kinds)])
     counted = max(len(values) for values in result["samples"]["tcp_bits_per_second"].values())
     contestant = result["contestant"]
+    to_a_commit = " or ".join(map(str, given["updates_per_commit"]))
     return [
         f"{contestant['title']} ({contestant['version']}), medians of {counted} rounds in turn, the first of "
         f"{counted + 1} dropped; in parentheses the ratio to the same traffic in peace within the same rounds.",
-        f"Updates: {given['updates_per_second']} a second wanted at the left gateway, {given['updates_per_commit']} to "
+        f"Updates: {given['updates_per_second']} a second wanted at the left gateway, {to_a_commit} to "
         f"a commit, over {given['peers']} peers.",
         f"Rekeys: {given['rekeys']} of both directions in each of the three streams, make before break.",
         f"TCP runs of {given['tcp_seconds']} s; the numbered UDP stream has {given['udp_size']} B at "

@@ -28,10 +28,11 @@ from dsvpn.lab.run import Run, wait_until
 from dsvpn.lab.topology import Namespace
 
 #: What is done while traffic runs; the first is what the others are against.
-KINDS = ("in peace", "updates", "rekeys")
+KINDS = ("in peace", "updates", "updates by hundreds", "rekeys")
 UPDATES_PER_SECOND = 10_000
-#: Updates of one commit: what a gateway gathers in one turn of its event loop.
-BATCH = 10
+#: Updates of one commit, by kind: what a gateway gathers in one turn of its event loop. A thousand turns a second wake
+#: the control plane a thousand times; a hundred turns have the same updates without that.
+BATCHES = {"updates": 10, "updates by hundreds": 100}
 PEERS = 1000
 REKEYS = 100
 #: Share of the best rate without loss that the numbered stream is sent at.
@@ -105,10 +106,11 @@ class Disturbance(threading.Thread):
     def run(self) -> None:
         """The thread."""
         try:
-            if self._kind == "updates":
+            if batch := BATCHES.get(self._kind):
                 done = self._remotes[0](
-                    "churn", rate=UPDATES_PER_SECOND, seconds=self._seconds, batch=BATCH, peers=PEERS
+                    "churn", rate=UPDATES_PER_SECOND, seconds=self._seconds, batch=batch, peers=PEERS
                 )
+                self.figures["update_cores"] = done["processor_seconds"] / done["seconds"]
                 self.figures["updates_per_second"] = done["updates"] / done["seconds"]
                 self.figures["commits_per_second"] = done["commits"] / done["seconds"]
             elif self._kind == "rekeys":
@@ -174,7 +176,7 @@ def measure(run: Run, *, rounds: int, seconds: int, say: Callable[[str], None]) 
         "contestant": {"title": peer.title, "version": peer.version(), "cipher": peer.cipher},
         "parameters": {
             "updates_per_second": UPDATES_PER_SECOND,
-            "updates_per_commit": BATCH,
+            "updates_per_commit": list(BATCHES.values()),
             "peers": PEERS,
             "rekeys": REKEYS,
             "udp_rate": rate,

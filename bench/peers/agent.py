@@ -94,7 +94,7 @@ class Agent:
         """
         plane = self._dataplane
         due, updates, commits = 0, 0, 0
-        begun = time.perf_counter()
+        begun, processor = time.perf_counter(), time.thread_time()
         while (passed := time.perf_counter() - begun) < seconds:
             due = int(passed * rate)
             if due - updates < batch:
@@ -106,7 +106,8 @@ class Agent:
             updates += batch
             commits += 1
         took = time.perf_counter() - begun
-        return {"updates": updates, "commits": commits, "seconds": took}
+        processor = time.thread_time() - processor
+        return {"updates": updates, "commits": commits, "seconds": took, "processor_seconds": processor}
 
     def _update(self, number: int, peers: int) -> None:
         plane = self._dataplane

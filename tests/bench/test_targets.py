@@ -86,12 +86,14 @@ def test_memory_to_memory() -> None:
 def updates(**totals: float) -> dict[str, Any]:
     by_kind = {name: {"updates": value, "rekeys": value, "in peace": 0.0} for name, value in totals.items()}
     samples = {"tcp_bits_per_second": {"in peace": [10.0, 10.0], "updates": [9.1, 9.3], "rekeys": [9.1, 9.3]}}
+    samples["tcp_bits_per_second"]["updates by hundreds"] = [8.1, 8.3]
     return {"updates": {"samples": samples, "totals": {"udp_sent": {"in peace": 5.0}, **by_kind}}}
 
 
 def test_updates_and_rekeys() -> None:
     found = verdicts(updates(udp_lost=0, udp_reordered=0))
-    assert find(found, "updates", "there").met is True
+    assert find(found, "updates per second: TCP", "there").met is True
+    assert find(found, "100 to a commit: TCP", "there").met is False
     assert find(found, "rekeys", "there").met is False
     for figure in ("updates per second: packets lost", "rekeys in each run: packets lost", "rekeys", "reordered"):
         assert all(v.met for v in found if figure in v.figure and "packets" in v.figure)
