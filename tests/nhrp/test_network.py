@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 
 import pytest
@@ -210,6 +211,20 @@ def test_wrong_word_is_told_and_nothing_passes() -> None:
     assert ip_address("10.0.0.12") not in network["hub"].mappings
     # The hub answers each of the intruder's requests at most once, and nobody answers the answers.
     assert len(network["hub"].sent) < 60
+
+
+def test_the_right_word_again_lets_it_in() -> None:
+    network = Network.build(7, spokes=1, holding_time=60, authentication=b"s3cret")
+    spoke = network.add_spoke(2, holding_time=60, authentication=b"other")
+    right = replace(spoke.config, authentication=b"s3cret")
+    network.start()
+    network.simulation.run_for(60)
+    assert not spoke.registered()
+    spoke.kill()
+    spoke.config = right
+    spoke.start()
+    network.simulation.run_until(spoke.registered, 30, "registration with the right word")
+    assert ip_address("10.0.0.12") in network["hub"].mappings
 
 
 def test_two_hubs_and_the_first_one_dies() -> None:
