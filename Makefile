@@ -34,7 +34,7 @@ setup: $(STAMPS)/dsvpn
 demo: $(STAMPS)/lab-packages setup
 	@$(BIN)/dsvpn lab $(DEMO)
 
-# Two processes: tests in namespaces mostly wait, one after the other in one process, while the other computes.
+# Two processes: tests in namespaces mostly wait, while others compute.
 ## test: all tests; those in network namespaces need root
 .PHONY: test
 test: $(STAMPS)/lab-packages $(STAMPS)/test-packages $(STAMPS)/tools $(STAMPS)/null-cipher setup

@@ -68,17 +68,21 @@ def makes_namespaces(file: Path) -> bool:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `-n N --dist loadscope`: files that change the machine go to one process, one after the other; all others
-    are distributed test by test."""
+    """With `-n N --dist loadscope`: a file that makes namespaces stays in one process, where its tests share what they
+    have set up; the benchmarks' tests are one such file, because their namespaces have fixed names. All other tests go
+    wherever there is time."""
     if config.getoption("dist") != "loadscope":
         return None
     from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
-    class OneOnTheMachine(LoadScopeScheduling):
+    class FilesWithNamespaces(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "machine" if makes_namespaces(config.rootpath / nodeid.partition("::")[0]) else nodeid
+            file = nodeid.partition("::")[0]
+            if not makes_namespaces(config.rootpath / file):
+                return nodeid
+            return "bench" if "tests/bench/" in file else file
 
-    return OneOnTheMachine(config, log)
+    return FilesWithNamespaces(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
