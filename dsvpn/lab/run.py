@@ -27,6 +27,8 @@ from dsvpn.errors import HostError
 RUN_DIRECTORY = Path("/run/dsvpn-lab")
 #: Directories where `ip netns` mounts its namespaces.
 _NETNS_DIRECTORY = Path("/run/netns")
+#: What ends a lab early.
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: How long a process may take to end after SIGTERM, seconds.
 _TERM_WAIT = 5.0
 
@@ -107,7 +109,13 @@ class Run:
         """Make a network namespace. It is recorded first, so that no moment leaves it unknown."""
         self._namespaces.append(name)
         self._write()
-        command(["ip", "netns", "add", name])
+        # An interrupt between fork and the parent's knowing of it would leave nobody to wait for the child, which could
+        # make the namespace after everything has been taken down.
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
+        try:
+            command(["ip", "netns", "add", name])
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
     def spawn(
         self, argv: Sequence[str], log: Path | None = None, *, namespace: str | None = None
