@@ -20,7 +20,7 @@ from dsvpn.gateway.events import GatewayEvent, Level
 from dsvpn.gateway.forwarding import RouteSource, Via
 from dsvpn.gateway.ids import IdPool
 from dsvpn.gateway.names import NamedServer, NamedServers
-from dsvpn.gateway.nat import near, wants_punch
+from dsvpn.gateway.nat import near, port_seen, wants_punch
 from dsvpn.gateway.peering import Peering
 from dsvpn.gateway.peers import Peer
 from dsvpn.gateway.tunnel import Tunnel
@@ -90,6 +90,7 @@ class Gateway:
                 route_lookup=lambda destination, name=name: route_lookup(name, destination),  # type: ignore[misc]
                 next_hop_ids=next_hop_ids,
                 emit=self._commands.append,
+                port_seen=self._port_seen,
             )
             for name, tunnel in config.tunnels.items()
         }
@@ -437,12 +438,19 @@ class Gateway:
             )
         if peer is not None:
             peer.punch |= punch
+            if punch and event.port not in (None, peer.nat_port):
+                # What was called in vain so far is another place.
+                peer.nat_port, peer.failures = event.port, 0
             self.peering.needed(peer, tunnel, event)
         tunnel.set_mapping(event, peer)
         if before is not None and before.peer is not None and before.peer is not peer:
             self.peering.release(before.peer, tunnel, event.protocol, now)
         if peer is not None:
             self.peering.want(peer, tunnel, event, now)
+
+    def _port_seen(self, adjacency: int) -> int | None:
+        found = self.peers.by_adjacency(adjacency)
+        return port_seen(found[1] if found is not None else None)
 
     def _peer_of_mapping(self, tunnel: Tunnel, event: nhrp_events.MappingAdded) -> Peer | None:
         if event.peer is not None:

@@ -23,7 +23,7 @@ def near(event: MappingAdded, tunnel: Tunnel) -> MappingAdded:
     """
     own = tunnel.nhrp.nat_address
     if event.kind in ("resolved", "observed") and own is not None and event.nbma == own != event.private_nbma:
-        return replace(event, nbma=event.private_nbma)
+        return replace(event, nbma=event.private_nbma, port=None)
     return event
 
 
@@ -34,6 +34,21 @@ def wants_punch(event: MappingAdded, tunnel: Tunnel) -> bool:
     return tunnel.nhrp.nat_address is not None and event.private_nbma != event.nbma
 
 
+def port_seen(peer: Peer | None) -> int | None:
+    """The UDP port at which this end sees port 4500 of a peer behind NAT, None without NAT or UDP."""
+    if peer is None or peer.path is None or not peer.remote_nat or peer.path.local.port != PUNCH_PORT:
+        return None
+    return peer.path.remote.port or None
+
+
+def punch_port(peer: Peer) -> int:
+    """Which port of a peer behind NAT to call: in turns the one at which an NHS sees it, and 4500.
+
+    A box that maps by destination shows the NHS a port that is of no use to others, and may forward 4500 all the same.
+    """
+    return PUNCH_PORT if peer.nat_port is None or peer.failures % 2 else peer.nat_port
+
+
 def explain(peer: Peer, retry_in: float | None) -> tuple[str, str]:
     """How traffic gets to a peer, "direct" or "hub" (or "none": it is a hub itself, and away), and why."""
     if peer.carries:
@@ -42,6 +57,8 @@ def explain(peer: Peer, retry_in: float | None) -> tuple[str, str]:
     if peer.up:
         return path, "waiting for the peer's first packet"
     nat = "both ends are behind NAT" if peer.punch else ""
+    if peer.punch and peer.nat_port not in (None, PUNCH_PORT):
+        nat += f", the peer's box shows the hub port {peer.nat_port}"
     if peer.attempt is not None:
         state = "hole punching under way" if peer.punch else "calling"
     elif retry_in is not None:

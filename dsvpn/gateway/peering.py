@@ -17,7 +17,7 @@ from dsvpn.gateway.agenda import Agenda
 from dsvpn.gateway.events import Level
 from dsvpn.gateway.ids import IdPool
 from dsvpn.gateway.keepalives import Keepalives
-from dsvpn.gateway.nat import PUNCH_PORT
+from dsvpn.gateway.nat import PUNCH_PORT, punch_port
 from dsvpn.gateway.peers import Peer, PeerTable
 from dsvpn.gateway.redirects import Redirects
 from dsvpn.gateway.roaming import Roaming
@@ -191,7 +191,10 @@ class Peering:
         if source is None:
             return
         port = PUNCH_PORT if peer.punch else IKE_PORT
-        path = Path(Endpoint(source, port), Endpoint(self.redirects.target(peer), port))
+        target = self.redirects.target(peer)
+        # The port is of the box at the peer's own address, not of a gateway that it has redirected to.
+        remote_port = punch_port(peer) if peer.punch and target == peer.nbma else port
+        path = Path(Endpoint(source, port), Endpoint(target, remote_port))
         peer.attempt = self.ike.initiate(peer.profile, path, now, self.redirects.origin(peer))
         self.peers.bind_ike_sa(peer.attempt, peer)
 

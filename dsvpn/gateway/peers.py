@@ -60,6 +60,8 @@ class Peer:
     needs: dict[tuple[str, Address], MappingKind] = field(default_factory=dict)
     #: Both ends are behind NAT: the call opens the way for the other end's.
     punch: bool = False
+    #: The public UDP port that an NHS sees it at, None when none has told.
+    nat_port: int | None = None
     failures: int = 0
     last_error: str = ""
     local_nat: bool = False

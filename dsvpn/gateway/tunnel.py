@@ -44,6 +44,7 @@ class Tunnel:
         route_lookup: Callable[[Address], Route | None],
         next_hop_ids: IdPool,
         emit: Callable[[Command], None],
+        port_seen: Callable[[int], int | None],
     ) -> None:
         self.name = name
         self.config = config
@@ -57,7 +58,7 @@ class Tunnel:
         self._waiting: dict[Address, dict[Address, None]] = {}
         self.forwarding = Forwarding(name, next_hop_ids, self.target, emit)
         self.authorizer = Authorizer(config)
-        self.nhrp = NhrpEngine(nhrp_config(config), random, route_lookup)
+        self.nhrp = NhrpEngine(nhrp_config(config), random, route_lookup, port_seen)
         self._emit = emit
         self.health = NhsHealth(
             ((entry.protocol, entry.priority) for entry in config.nhrp.nhs),

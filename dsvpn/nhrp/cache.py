@@ -25,6 +25,8 @@ class Mapping:
     peer: int | None = None
     expires: float | None = None
     unique: bool = False
+    #: The public UDP port of a station behind NAT, as an NHS told it.
+    port: int | None = None
 
     def permanent(self) -> bool:
         """Whether it is configured, and so never expires."""
@@ -80,16 +82,19 @@ class MappingCache:
             self._emit(_added(mapping))
         return True
 
-    def observe(self, protocol: Address, nbma: Address, private_nbma: Address, expires: float) -> bool:
+    def observe(
+        self, protocol: Address, nbma: Address, private_nbma: Address, expires: float, port: int | None = None
+    ) -> bool:
         """Learn the binding of a requester (S bit). It never weakens what is known already."""
         present = self._mappings.get(protocol)
         if present is None or present.kind == "observed":
-            return self.put(Mapping(protocol, nbma, private_nbma, "observed", None, expires))
+            return self.put(Mapping(protocol, nbma, private_nbma, "observed", None, expires, port=port))
         if present.kind != "resolved":
             return False
         if present.nbma == nbma:
             expires = max(expires, present.expires or expires)
-        return self.put(Mapping(protocol, nbma, private_nbma, "resolved", None, expires))
+            port = port or present.port
+        return self.put(Mapping(protocol, nbma, private_nbma, "resolved", None, expires, port=port))
 
     def remove(self, protocol: Address, reason: str, now: float) -> None:
         """Forget a mapping; one that is not there is fine."""
@@ -158,9 +163,9 @@ def _owner(mapping: Mapping) -> Hashable:
     return mapping.peer if mapping.peer is not None else ("nbma", mapping.nbma)
 
 
-def _identity(mapping: Mapping) -> tuple[Address, Address, str, int | None]:
-    return mapping.nbma, mapping.private_nbma, mapping.kind, mapping.peer
+def _identity(mapping: Mapping) -> tuple[Address, Address, str, int | None, int | None]:
+    return mapping.nbma, mapping.private_nbma, mapping.kind, mapping.peer, mapping.port
 
 
 def _added(mapping: Mapping) -> MappingAdded:
-    return MappingAdded(mapping.protocol, mapping.nbma, mapping.private_nbma, mapping.kind, mapping.peer)
+    return MappingAdded(mapping.protocol, mapping.nbma, mapping.private_nbma, mapping.kind, mapping.peer, mapping.port)

@@ -48,7 +48,10 @@ class NhrpContext:
         random: Callable[[int], bytes],
         route_lookup: Callable[[Address], Route | None],
         mapping_removed: Callable[[Mapping, str, float], None],
+        port_seen: Callable[[int], int | None] = lambda peer: None,
     ) -> None:
+        #: The UDP port at which a peer behind NAT is seen here, None without NAT or ports.
+        self.port_seen = port_seen
         self.config = config
         self.random = random
         self.route_lookup = route_lookup

@@ -67,8 +67,11 @@ class NhrpEngine:
         config: NhrpConfig,
         random: Callable[[int], bytes],
         route_lookup: Callable[[Address], Route | None],
+        port_seen: Callable[[int], int | None] = lambda peer: None,
     ) -> None:
         """`route_lookup` gives the kernel's longest match without shortcuts, None when there is no route.
+
+        `port_seen` gives the UDP port at which a peer behind NAT is seen here, None without NAT or ports.
 
         NHS and static mappings are reported as MappingAdded at once.
         """
@@ -76,7 +79,7 @@ class NhrpEngine:
             raise MisuseError(f"holding time {config.holding_time} s is not within 3 to 65535 s")
         if not config.protocol_addresses:
             raise MisuseError("a tunnel without a protocol address cannot speak NHRP")
-        self._context = NhrpContext(config, random, route_lookup, self._mapping_removed)
+        self._context = NhrpContext(config, random, route_lookup, self._mapping_removed, port_seen)
         self._transit = Transit(self._context)
         self._purges = PurgeTable(self._context, self._transit)
         self._registrations = RegistrationClient(self._context)

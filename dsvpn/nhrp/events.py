@@ -18,7 +18,8 @@ class MappingAdded:
 
     `nbma` is the public (post-NAT) address, `private_nbma` the one the peer claims for itself (equal without NAT).
     `peer` is the adjacency that the mapping was learned from directly (registration), or None (resolution): then the
-    owner finds or makes a peer for `nbma`. A mapping that changes is reported again with the new values.
+    owner finds or makes a peer for `nbma`. A mapping that changes is reported again with the new values. `port` is the
+    UDP port at which an NHS sees the peer's port 4500 behind NAT, None when none has told.
     """
 
     protocol: Address
@@ -26,6 +27,7 @@ class MappingAdded:
     private_nbma: Address
     kind: MappingKind
     peer: int | None
+    port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dsvpn.addresses import Address, Prefix
 from dsvpn.nhrp.cache import Mapping
 from dsvpn.nhrp.context import HOP_COUNT, NhrpContext, is_unicast, nat_nbma, request_extensions
 from dsvpn.nhrp.limits import MAX_CIES, MAX_NEGATIVE_RESOLUTIONS, MAX_PENDING_RESOLUTIONS
+from dsvpn.nhrp.nat_ports import nat_port
 from dsvpn.nhrp.shortcut import MIN_PREFIX_LENGTH, host_prefix, network
 from dsvpn.nhrp.snapshot import ResolutionStatus
 from dsvpn.nhrp.transit import Transit
@@ -99,7 +100,7 @@ class ResolutionClient:
             return
         # The highest preference is best (RFC 2332 section 5.2.0.1).
         cie = max(good, key=lambda entry: entry.preference)
-        why = self._accept(message, cie, target, now)
+        why = self._accept(message, cie, target, peer, now)
         if why is not None:
             context.count("drop.invalid_reply")
             context.send_error(ErrorCode.INVALID_RESOLUTION_REPLY, 0, message, data, peer, now)
@@ -205,7 +206,7 @@ class ResolutionClient:
         self._negative.pop(target, None)
         self._context.timers.cancel(("negative", target))
 
-    def _accept(self, message: NhrpMessage, cie: Cie, target: Address, now: float) -> str | None:
+    def _accept(self, message: NhrpMessage, cie: Cie, target: Address, peer: int, now: float) -> str | None:
         """Store an answer, or say what is wrong with it."""
         context = self._context
         # Without a protocol address the entry is about the destination itself (RFC 2332 section 5.2.0.1).
@@ -226,7 +227,9 @@ class ResolutionClient:
             self._rest(target, f"{responder} is the way already", float(cie.holding_time), now)
             return None
         nbma = nat_nbma(message.extensions, responder) or cie.nbma
-        mapping = Mapping(responder, nbma, cie.nbma, "resolved", None, now + cie.holding_time)
+        # Only an NHS knows at which port a NAT box shows a client.
+        port = nat_port(message.extensions, responder) if context.is_nhs_peer(peer) and nbma != cie.nbma else None
+        mapping = Mapping(responder, nbma, cie.nbma, "resolved", None, now + cie.holding_time, port=port)
         if not context.cache.put(mapping) and known is None:
             context.count("drop.mappings_full")
             return None

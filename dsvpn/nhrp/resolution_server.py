@@ -12,6 +12,7 @@ from dsvpn.nhrp.context import (
     nat_nbma,
     unknown_compulsory,
 )
+from dsvpn.nhrp.nat_ports import nat_port, set_nat_port
 from dsvpn.nhrp.purge import PurgeTable
 from dsvpn.nhrp.shortcut import MIN_PREFIX_LENGTH, host_prefix
 from dsvpn.nhrp.transit import Transit
@@ -117,6 +118,9 @@ class ResolutionServer:
         if mapping.nbma != mapping.private_nbma:
             nat.append(Cie(prefix_length=destination.max_prefixlen, nbma=mapping.nbma, protocol=mapping.protocol))
         self._transit.remember(message, cie, source, now)
+        known = mapping.peer is not None and bool(nat)
+        port = context.port_seen(mapping.peer) if known and mapping.peer is not None else None
+        set_nat_port(message.extensions, mapping.protocol, port)
         self._answer(message, cie, nat, peer)
         return True
 
@@ -161,7 +165,10 @@ class ResolutionServer:
         if not context.is_nhs_peer(peer) and public != nbma:
             context.count("drop.observation")
             return
-        context.cache.observe(source, public, private, now + holding_time)
+        # Only an NHS knows at which port a NAT box shows a client.
+        told = context.is_nhs_peer(peer) and public != private
+        port = nat_port(message.extensions, source) if told else None
+        context.cache.observe(source, public, private, now + holding_time, port)
 
 
 def _fits(address: Address, message: NhrpMessage) -> bool:

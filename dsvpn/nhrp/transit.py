@@ -9,6 +9,7 @@ from dsvpn.addresses import Address, Prefix
 from dsvpn.nhrp.cache import Mapping
 from dsvpn.nhrp.context import NhrpContext, find_extension, is_unicast, nat_nbma
 from dsvpn.nhrp.limits import MAX_PREFIXES_PER_RELAY, MAX_RELAYED
+from dsvpn.nhrp.nat_ports import set_nat_port
 from dsvpn.nhrp.shortcut import host_prefix, network
 from dsvpn.nhrp.vetting import limit_answer, limit_purge, request_is_own
 from dsvpn.wire.nhrp import ErrorCode, NhrpMessage, PacketType
@@ -92,10 +93,12 @@ class Transit:
         message.hop_count -= 1
         if message.type == PacketType.RESOLUTION_REQUEST and message.source_protocol is not None:
             self._fill_nat(message, message.source_protocol, message.source_nbma)
+            self._fill_port(message, message.source_protocol)
         if message.type == PacketType.RESOLUTION_REPLY and message.cies:
             responder = message.cies[0]
             if responder.protocol is not None:
                 self._fill_nat(message, responder.protocol, responder.nbma)
+                self._fill_port(message, responder.protocol)
             self.remember(message, responder, toward, now)
         context.count("forwarded")
         context.send(message, peer)
@@ -175,6 +178,19 @@ class Transit:
         if mapping.nbma.version != wanted or nat_nbma(message.extensions, protocol) is not None:
             return
         extension.cies.append(Cie(prefix_length=protocol.max_prefixlen, nbma=mapping.nbma, protocol=protocol))
+
+    def _fill_port(self, message: NhrpMessage, protocol: Address) -> None:
+        """Say at which UDP port a client behind NAT is seen here, in place of what it says itself.
+
+        Clients of other NHSs have been told of by these.
+        """
+        mapping = self._context.cache.get(protocol)
+        if mapping is None or mapping.kind != "registered":
+            return
+        # The port goes with the address that is seen here: by another path the client may have another one.
+        seen = mapping.peer is not None and nat_nbma(message.extensions, protocol) == mapping.nbma
+        port = self._context.port_seen(mapping.peer) if seen and mapping.peer is not None else None
+        set_nat_port(message.extensions, protocol, port)
 
     def remember(self, message: NhrpMessage, cie: Cie, requester: Address, now: float) -> None:
         """A requester learns of a client of this NHS: it has to be told when that is not true any more."""

@@ -11,15 +11,21 @@ from tests.gateway.network import Network
 from tests.simulation import NatBox
 
 
-def two_boxes(seed: int, **second: Any) -> Network:
+def two_boxes(seed: int, first: dict[str, Any] | None = None, **second: Any) -> Network:
     """s1 behind the network's own box, s2 behind another one; s3 is public."""
     network = Network(seed, spokes=3, nated=(1,))
+    for option, value in (first or {}).items():
+        setattr(network.nat, option, value)
     spoke = network["s2"]
     network.underlay.detach(spoke.host.address)
     box = NatBox(network.underlay, address("203.0.113.2"), **second)
     spoke.attach(box, address("192.168.100.1"))  # the very address that s1 has behind its own
     network.start()
     return network
+
+
+#: A box that gives an inside port another one, the same towards all, and lets in only who was sent to.
+TRANSLATING: dict[str, Any] = {"preserve_port": False, "endpoint_independent": True, "restricted": True}
 
 
 def direct(network: Network, one: str, other: str) -> bool:
@@ -71,6 +77,74 @@ def test_a_box_that_changes_every_port_leaves_the_pair_on_the_hub_and_show_says_
     # The public spoke is reached directly all the same.
     network.stream("s2", "s3", 4.0)
     assert direct(network, "s2", "s3")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_boxes_that_change_ports_alike_for_all_are_punched_at_the_ports_that_the_hub_sees(seed: int) -> None:
+    network = two_boxes(20 + seed, TRANSLATING, **TRANSLATING)
+    sent = network.stream("s1", "s2", 5.0)
+    assert sorted(network.arrived("s1", "s2")) == sent, "the hub carries the traffic until then"
+    assert direct(network, "s1", "s2")
+    for one, other, nbma in (("s1", "s2", "203.0.113.2"), ("s2", "s1", "203.0.113.1")):
+        port = shown(network, one, nbma)["port"]
+        assert port not in (500, 4500)
+        assert port == shown(network, "hub", nbma)["port"], f"{one} has {other} where the hub has it"
+    forwarded = network["hub"].forwarded
+    network.stream("s1", "s2", 60.0, 0.5)
+    assert network["hub"].forwarded == forwarded
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_box_that_changes_ports_alike_for_all_is_punched_from_one_that_keeps_them(seed: int) -> None:
+    network = two_boxes(30 + seed, **TRANSLATING)
+    sent = network.stream("s1", "s2", 5.0)
+    assert sorted(network.arrived("s1", "s2")) == sent
+    assert direct(network, "s1", "s2")
+    assert shown(network, "s2", "203.0.113.1")["port"] == 4500
+    assert shown(network, "s1", "203.0.113.2")["port"] == shown(network, "hub", "203.0.113.2")["port"] != 4500
+
+
+def test_two_spokes_behind_one_translating_box_are_both_punched_to_from_another() -> None:
+    network = two_boxes(40, TRANSLATING, **TRANSLATING)
+    spoke = network["s3"]
+    network.underlay.detach(spoke.host.address)
+    box = network["s2"].host.via
+    assert isinstance(box, NatBox)
+    spoke.attach(box, address("192.168.100.3"))
+    network.simulation.run_for(120.0)
+    network.wait_registered(120.0)
+    network.stream("s1", "s2", 10.0)
+    network.stream("s1", "s3", 10.0)
+    assert direct(network, "s1", "s2")
+    assert direct(network, "s1", "s3")
+
+
+def test_a_box_that_maps_by_destination_leaves_a_translating_one_on_the_hub_and_show_says_why() -> None:
+    network = two_boxes(41, TRANSLATING, preserve_port=False)
+    sent = network.stream("s1", "s2", 90.0, 0.5)
+    assert sorted(network.arrived("s1", "s2")) == sent
+    assert network.path("s1", "s2") == ("s1", "hub", "s2")
+    peer = shown(network, "s1", "203.0.113.2")
+    assert peer["path"] == "hub"
+    assert (
+        f"both ends are behind NAT, the peer's box shows the hub port {shown(network, 'hub', '203.0.113.2')['port']}"
+        in (peer["why"])
+    )
+
+
+def test_the_next_resolution_tells_the_port_that_a_box_has_come_to_show() -> None:
+    network = two_boxes(42, TRANSLATING, **TRANSLATING)
+    network.stream("s1", "s2", 5.0)
+    assert direct(network, "s1", "s2")
+    before = shown(network, "hub", "203.0.113.2")["port"]
+    box = network["s2"].host.via
+    assert isinstance(box, NatBox)
+    box.forget()
+    network.stream("s1", "s2", 600.0, 0.5)
+    after = shown(network, "hub", "203.0.113.2")["port"]
+    assert after != before
+    assert direct(network, "s1", "s2")
+    assert shown(network, "s1", "203.0.113.2")["port"] == after
 
 
 def test_it_is_tried_again_and_works_as_soon_as_the_box_relents() -> None:

@@ -26,8 +26,10 @@ class NatBox:
 
     A flow is (protocol, inside endpoint, remote endpoint). `preserve_port` keeps a free source port as Linux does;
     without it each flow gets a random one. `endpoint_independent`: all flows of an inside endpoint share an outside
-    port and anyone may answer (full cone). Protocols without ports ("esp", "gre") are translated by address: of
-    two inside hosts that talk to one remote address, only the first gets through, as with Linux.
+    port and anyone may answer (full cone), or with `restricted` only whom the inside endpoint has sent to, from that
+    very port (RFC 4787 section 5, address and port-dependent filtering). Protocols without ports ("esp", "gre") are
+    translated by address: of two inside hosts that talk to one remote address, only the first gets through, as with
+    Linux.
     """
 
     underlay: Underlay
@@ -35,6 +37,7 @@ class NatBox:
     timeout: float = 120.0
     preserve_port: bool = True
     endpoint_independent: bool = False
+    restricted: bool = False
     inside: dict[Address, Node] = field(default_factory=dict)
     #: Datagrams from outside that no flow let in.
     refused: int = 0
@@ -90,7 +93,7 @@ class NatBox:
         for key, binding in self._flows.items():
             if key[0] != datagram.protocol or binding.outside != datagram.destination:
                 continue
-            if binding.remote != datagram.source and not self.endpoint_independent:
+            if binding.remote != datagram.source and (self.restricted or not self.endpoint_independent):
                 continue
             if now - binding.used_at > self.timeout:
                 continue
