@@ -78,6 +78,26 @@ def test_two_boxes_that_keep_ports_are_punched_through(star: Star) -> None:
     assert star.ping("s2", star["s1"].lan_host, 20).lost == 0
 
 
+def translating(port: int) -> str:
+    """A statement that shows IKE and ESP in UDP at one port, whomever they go to."""
+    return f'udp sport 4500 masquerade to :{port}\n    oifname "outside" masquerade'
+
+
+@pytest.mark.parametrize("other", ["masquerade", translating(40003)], ids=["one box", "both boxes"])
+def test_boxes_that_change_ports_alike_for_all_are_punched_through(star: Star, other: str) -> None:
+    star.add("hub", 1)
+    star.add_nat("nat2", 2, translating(40002))
+    star.add_nat("nat3", 3, other)
+    star.add("s1", 11, nat="nat2", nat_number=2)
+    star.add("s2", 12, nat="nat3", nat_number=3)
+    start(star)
+    wait_direct(star)
+    shown = [pair(star, "s2", "s1"), pair(star, "s1", "s2")]
+    assert [peer and peer["port"] for peer in shown] == [40002, 4500 if other == "masquerade" else 40003]
+    star["hub"].kill()
+    assert star.ping("s2", star["s1"].lan_host, 20).lost == 0
+
+
 @pytest.mark.parametrize("other", ["masquerade", "masquerade fully-random"], ids=["one box", "both boxes"])
 def test_boxes_that_change_every_port_leave_the_pair_on_the_hub(star: Star, other: str) -> None:
     star.add("hub", 1)
