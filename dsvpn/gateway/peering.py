@@ -205,7 +205,8 @@ class Peering:
     def _call_again(self, peer: Peer, now: float) -> None:
         if peer.calls and (not peer.up or self.servers.is_unreached(peer)) and not self.closing:
             self._calls[peer] = now + min(0.5 * 2**peer.failures, MAX_CALL_BACKOFF)
-            peer.failures = min(peer.failures + 1, 16)
+            # Past the limit it goes to and fro: `punch_port` takes turns by it.
+            peer.failures = peer.failures + 1 if peer.failures < 16 else 15
 
     def raise_plain(self, peer: Peer, now: float) -> None:
         """Plain GRE needs no SA: such a peer is up at once."""

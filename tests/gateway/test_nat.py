@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
+from dsvpn.addresses import Endpoint
 from tests.gateway.model import address
 from tests.gateway.network import Network
 from tests.simulation import NatBox
 
 
-def two_boxes(seed: int, first: dict[str, Any] | None = None, **second: Any) -> Network:
+def two_boxes(seed: int, first: dict[str, Any] | None = None, holding_time: str = "300s", **second: Any) -> Network:
     """s1 behind the network's own box, s2 behind another one; s3 is public."""
-    network = Network(seed, spokes=3, nated=(1,))
+    network = Network(seed, spokes=3, nated=(1,), options={"nhrp": {"holding_time": holding_time}})
     for option, value in (first or {}).items():
         setattr(network.nat, option, value)
     spoke = network["s2"]
@@ -30,6 +31,10 @@ TRANSLATING: dict[str, Any] = {"preserve_port": False, "endpoint_independent": T
 
 def direct(network: Network, one: str, other: str) -> bool:
     return network.path(one, other) == (one, other) and network.path(other, one) == (other, one)
+
+
+def failures(network: Network, name: str, nbma: str) -> int:
+    return next(peer.failures for peer in network[name].gateway.peers if str(peer.nbma) == nbma)
 
 
 def shown(network: Network, name: str, nbma: str) -> dict[str, Any]:
@@ -145,6 +150,19 @@ def test_the_next_resolution_tells_the_port_that_a_box_has_come_to_show() -> Non
     assert after != before
     assert direct(network, "s1", "s2")
     assert shown(network, "s1", "203.0.113.2")["port"] == after
+
+
+def test_port_4500_has_its_turn_however_often_the_port_that_the_hub_sees_was_called_in_vain() -> None:
+    network = two_boxes(43, holding_time="7200s", preserve_port=False)
+    network.stream("s1", "s2", 1500.0, 2.0)
+    assert failures(network, "s1", "203.0.113.2") >= 15
+    assert not direct(network, "s1", "s2")
+    box = network["s2"].host.via
+    assert isinstance(box, NatBox)
+    box.forward("udp", 4500, Endpoint(network["s2"].host.address, 4500))
+    network.stream("s1", "s2", 300.0, 2.0)
+    assert direct(network, "s1", "s2")
+    assert shown(network, "s1", "203.0.113.2")["port"] == 4500
 
 
 def test_it_is_tried_again_and_works_as_soon_as_the_box_relents() -> None:
