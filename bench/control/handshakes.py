@@ -58,9 +58,14 @@ def measure(run: Run, *, rounds: int, say: Callable[[str], None], compiled: Path
                 except (HostError, TimeoutError) as error:
                     missing[f"{responder.name}, {case}"] = str(error)
                     say(f"{responder.name}, {case}: missing: {error}")
-        for one in contestants:
-            one.initiators("connect", count=_WARM_UP, in_flight=IN_FLIGHT)
-            one.initiators("disconnect", in_flight=IN_FLIGHT)
+        for one in list(contestants):
+            try:
+                one.initiators("connect", count=_WARM_UP, in_flight=IN_FLIGHT)
+                one.initiators("disconnect", in_flight=IN_FLIGHT)
+            except HostError as error:
+                contestants.remove(one)
+                missing[one.name] = str(error)
+                say(f"{one.name}: missing: {error}")
         for number in range(rounds):
             for one in contestants:
                 found = turn(one, count)

@@ -44,6 +44,8 @@ _DATAGRAM = 65536
 _BUFFER = 8 << 20
 #: Seconds without any progress after which a step is given up.
 _PATIENCE = 20.0
+#: A responder that answers but lets nobody in for so long is given up, seconds.
+_STALLED = 30.0
 #: An unanswered request is sent again within so many seconds.
 _RETRANSMISSIONS = 10.0
 
@@ -88,10 +90,16 @@ class Initiators:
         """Handshakes of `count` new peers. Latencies in seconds, first datagram to CHILD_SA."""
         self._latencies.clear()
         self._failures.clear()
-        left = count
-        began = time.monotonic()
+        left, up = count, len(self._up)
+        began = progress = time.monotonic()
         while left or self._connecting:
             now = time.monotonic()
+            if len(self._up) > up:
+                up, progress = len(self._up), now
+            elif now - progress > _STALLED:
+                raise SystemExit(
+                    f"no handshake came to its end in {_STALLED:.0f} s; {len(self._connecting)} are under way"
+                )
             while left and len(self._connecting) < in_flight:
                 left -= 1
                 address = next(self._addresses)
