@@ -200,7 +200,7 @@ def _control(result: Result) -> Iterator[Verdict]:
         figure = f"handshakes per second of a processor as responder, {case}: dsvpn / {theirs}"
         yield _Limit(1, True).judge(figure, value)
     yield from _held(result.get("held"))
-    yield from _flood(result.get("flood"))
+    yield from _flood(result.get("flood"), result.get("held"))
     yield from _storms(result.get("storms"))
 
 
@@ -213,7 +213,7 @@ def _held(held: Result | None) -> Iterator[Verdict]:
     yield _Limit(1.5, False).judge(f"handshake latency among {peers} IKE SAs / in an empty responder", value)
 
 
-def _flood(flood: Result | None) -> Iterator[Verdict]:
+def _flood(flood: Result | None, held: Result | None) -> Iterator[Verdict]:
     def number(*names: str) -> float | None:
         return None if flood is None else float(sum(flood[name] for name in names))
 
@@ -224,8 +224,12 @@ def _flood(flood: Result | None) -> Iterator[Verdict]:
     lost = None if flood is None else 100 * flood["pings"]["lost"] / max(1, flood["pings"]["sent"])
     yield _Limit(1, False, " %").judge(f"{name}: pings lost through a live tunnel", lost)
     yield _Limit(2, False, " s").judge(f"{name}: slowest legitimate handshake", number("slowest_seconds"))
-    growth = None if flood is None else 1 + flood["memory_growth_octets"] / flood["memory_octets"]
-    yield _Limit(1.2, False).judge(f"{name}: memory after / before, newcomers included", growth)
+    growth = None
+    if flood is not None:
+        # Those who got in meanwhile stay, and take what an IKE SA takes.
+        newcomers = flood["handshakes"] * held["octets_each"] if held else 0
+        growth = 1 + (flood["memory_growth_octets"] - newcomers) / flood["memory_octets"]
+    yield _Limit(1.2, False).judge(f"{name}: memory after / before, less the newcomers' IKE SAs", growth)
 
 
 def _storms(storms: list[Result] | None) -> Iterator[Verdict]:
