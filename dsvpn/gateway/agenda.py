@@ -61,6 +61,12 @@ class Agenda(Generic[T]):
             heapq.heappush(self._heap, entry)
         return [thing for _, _, thing in found]
 
+    def take_due(self, now: float) -> Iterator[T]:
+        """Take off what is due, one after the other. What is done about one may take others off: those are left out."""
+        for thing in self.due(now):
+            if self.pop(thing) is not None:
+                yield thing
+
     def __contains__(self, thing: object) -> bool:
         return thing in self._due
 

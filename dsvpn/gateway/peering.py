@@ -95,13 +95,11 @@ class Peering:
         """Call, confirm and let go of whom it is time for."""
         self.roaming.handle_timer(now)
         self.sources.handle_timer(now)
-        for peer in self._calls.due(now):
-            # What is done for one peer may have settled another's.
-            if self._calls.pop(peer) is not None:
-                self._call(peer, now)
+        for peer in self._calls.take_due(now):
+            self._call(peer, now)
         self.sealing.handle_timer(now)
-        for peer in self._farewells.due(now):
-            if self._farewells.pop(peer) is not None and not peer.needs:
+        for peer in self._farewells.take_due(now):
+            if not peer.needs:
                 self._remove_peer(peer, "no mapping wants it", now)
 
     def keepalives(self, now: float) -> list[Path]:

@@ -83,7 +83,6 @@ class Roaming:
 
     def handle_timer(self, now: float) -> None:
         """Register anew where it is time."""
-        for peer in self._registrations.due(now):
-            self._registrations.pop(peer)
+        for peer in self._registrations.take_due(now):
             for name, adjacency in peer.adjacencies.items():
                 self._peering.tunnels[name].nhrp.register_with(adjacency, now)

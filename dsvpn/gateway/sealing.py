@@ -62,11 +62,9 @@ class Sealing:
 
     def handle_timer(self, now: float) -> None:
         """Believe those who were waited for long enough."""
-        for peer in self._confirmations.due(now):
+        for peer in self._confirmations.take_due(now):
             if peer.pending is None:
                 self.confirm(peer)
-            else:
-                self._confirmations.pop(peer)
 
     def heard_nhrp(self, peer: Peer) -> None:
         """An NHRP packet came from the peer through an SA: where there are two, nothing tells through which."""

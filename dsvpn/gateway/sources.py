@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 
 from dsvpn.addresses import Address, Prefix
 from dsvpn.commands import Command, SetSources
+from dsvpn.gateway.agenda import Agenda
 from dsvpn.gateway.peers import Peer, PeerTable
 from dsvpn.gateway.servers import Servers
 from dsvpn.gateway.tunnel import Tunnel
@@ -39,7 +40,7 @@ class Sources:
         #: By adjacency, what was found to be the peer's though the FIB leads elsewhere.
         self._found: dict[int, dict[Prefix, None]] = {}
         #: By adjacency, until when doubt speaks against the peer.
-        self._convicted: dict[int, float] = {}
+        self._convicted: Agenda[int] = Agenda()
         #: Direct paths of the last moments, by tunnel and prefix, the oldest first.
         self._moved: dict[tuple[str, Prefix], float] = {}
 
@@ -54,12 +55,11 @@ class Sources:
 
     def get_timer(self) -> float | None:
         """When `handle_timer` has something to do."""
-        return min(self._convicted.values(), default=None)
+        return self._convicted.next()
 
     def handle_timer(self, now: float) -> None:
         """Let those have the benefit of the doubt again whose time is over."""
-        for adjacency in [one for one, until in self._convicted.items() if until <= now]:
-            del self._convicted[adjacency]
+        for adjacency in self._convicted.take_due(now):
             found = self._peers.by_adjacency(adjacency)
             if found is not None:
                 self.refresh(found[1])
@@ -72,8 +72,9 @@ class Sources:
 
     def forget(self, adjacency: int) -> None:
         """An adjacency is gone: its number may come back for another peer's."""
-        for table in (self._told, self._found, self._convicted):
-            table.pop(adjacency, None)
+        self._told.pop(adjacency, None)
+        self._found.pop(adjacency, None)
+        self._convicted.pop(adjacency)
 
     def handle(self, name: str, adjacency: int, source: Address, passed: bool, now: float) -> None:
         """A packet came from `adjacency` whose source is not routed there. `passed`: it may be the peer's all the same,

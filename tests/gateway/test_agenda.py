@@ -36,3 +36,17 @@ def test_the_heap_stays_small_when_one_thing_moves_often() -> None:
         agenda["a"] = float(time)
     assert len(agenda._heap) < 200
     assert agenda.due(1e9) == ["a"]
+
+
+def test_what_is_due_is_taken_off_one_by_one() -> None:
+    agenda: Agenda[str] = Agenda()
+    for thing, due in (("a", 1.0), ("b", 2.0), ("c", 3.0), ("d", 9.0)):
+        agenda[thing] = due
+    taken = []
+    for thing in agenda.take_due(5.0):
+        taken.append(thing)
+        assert thing not in agenda
+        # What was settled with the first is not due any more.
+        agenda.pop("b")
+    assert taken == ["a", "c"]
+    assert list(agenda) == ["d"]
