@@ -17,8 +17,9 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from dsvpn.addresses import Address, Prefix
 from dsvpn.errors import HostError
+from dsvpn.gateway.forwarding import Via
 from dsvpn.io.guards import Guards
-from dsvpn.io.routes import OWN_PROTOCOL, RouteChange, RouteMirror, Via
+from dsvpn.io.routes import OWN_PROTOCOL, RouteChange, RouteMirror
 from dsvpn.io.rtnetlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -374,10 +375,7 @@ class Netlink:
         message["family"] = _FAMILIES[version]
         message["attrs"] = [("RTA_TABLE", table)] if device is None else [("RTA_OIF", device)]
         try:
-            if search is None:
-                answer = self._requests.dump(RTM_GETROUTE, message)
-            else:
-                answer = self._requests.dump(RTM_GETROUTE, message, search.split)
+            answer = self._requests.dump(RTM_GETROUTE, message, search)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
                 return []  # no such table yet, or a host without this family

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from dsvpn.addresses import Address, Prefix
 from dsvpn.commands import MAX_GROUP
+from dsvpn.gateway.forwarding import Via
 from dsvpn.io.rtnetlink import RT_TABLE_LOCAL, RT_TABLE_MAIN, RTN_UNICAST, KernelRoute
 
 #: The protocol number of the routes that this gateway writes by itself, and so does not mirror. Not RTPROT_NHRP (191):
@@ -38,10 +39,6 @@ class RouteRemoved:
 
 
 RouteChange = RouteAdded | RouteRemoved
-
-
-#: The gateway of a route, None for one on-link, or the gateways of a multipath route.
-Via = Address | tuple[Address, ...] | None
 
 
 class _Rank(NamedTuple):

@@ -310,8 +310,9 @@ class RequestSocket:
             raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
         return answer[0]
 
-    def dump(self, kind: int, message: Any, split: Split = _split) -> list[Message]:
-        """Everything of a kind that passes the message's filter and `split`, as one consistent state."""
+    def dump(self, kind: int, message: Any, search: CoveringSearch | None = None) -> list[Message]:
+        """Everything of a kind that passes the message's filter and the search, as one consistent state."""
+        split = _split if search is None else search.split
         for _ in range(_DUMP_TRIES - 1):
             answer = self._exchange(kind, message, NLM_F_REQUEST | NLM_F_DUMP, split)
             if not any(part.flags & NLM_F_DUMP_INTR for part in answer):

@@ -12,8 +12,9 @@ import pytest
 
 from dsvpn.addresses import Prefix
 from dsvpn.errors import HostError
+from dsvpn.gateway.forwarding import Via
 from dsvpn.io.netlink import Netlink
-from dsvpn.io.routes import RouteAdded, RouteChange, RouteRemoved, Via
+from dsvpn.io.routes import RouteAdded, RouteChange, RouteRemoved
 from dsvpn.nhrp import Route
 from tests.io.namespace import ip, new_namespace, tun
 
