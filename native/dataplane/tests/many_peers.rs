@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use common::*;
@@ -10,10 +10,6 @@ use dsvpn_dataplane::*;
 
 /// More than the tables may have and still count as small.
 const PEERS: u32 = 700;
-
-fn peer(id: u32) -> IpAddr {
-    IpAddr::V4(Ipv4Addr::from_bits(0x0b00_0000 + id))
-}
 
 /// One data plane whose peers are all itself: peer `id` has 10.id/24 and fd01:id::/32 behind it.
 struct ManyPeers {
@@ -29,16 +25,7 @@ impl ManyPeers {
         let (mut writer, reader) = tables();
         writer.add_tunnel(0, TunnelConfig::default()).unwrap();
         for id in 0..peers {
-            let config = AdjacencyConfig {
-                tunnel: 0,
-                encapsulation: Encapsulation::Udp,
-                local: Some(OURS),
-                remote: peer(id),
-                remote_port: 4500,
-                mtu: 1434,
-            };
-            writer.set_adjacency(id, config).unwrap();
-            writer.set_next_hop(id, Some(id), false).unwrap();
+            add_peer(&mut writer, id);
             writer.set_route(0, format!("20.{}.{}.0/24", id >> 8, id & 255).parse().unwrap(), id).unwrap();
             writer.set_route(0, format!("fd01:{id:x}::/32").parse().unwrap(), id).unwrap();
             let spi = writer.allocate_spi(id.wrapping_mul(0x9e37_79b9)).unwrap();

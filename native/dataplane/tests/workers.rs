@@ -3,7 +3,6 @@
 mod common;
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
@@ -15,25 +14,12 @@ use dsvpn_dataplane::*;
 const WORKERS: u32 = 4;
 const PEERS: u32 = 3;
 
-fn peer(id: u32) -> IpAddr {
-    IpAddr::V4(Ipv4Addr::from_bits(0x0b00_0000 + id))
-}
-
 /// Peers that are all itself; 20.0.ID.0/24 is behind peer ID.
 fn peers() -> (TablesWriter, TablesReader, Arc<Shared>) {
     let (mut writer, reader) = tables();
     writer.add_tunnel(0, TunnelConfig::default()).unwrap();
     for id in 0..PEERS {
-        let config = AdjacencyConfig {
-            tunnel: 0,
-            encapsulation: Encapsulation::Udp,
-            local: Some(OURS),
-            remote: peer(id),
-            remote_port: 4500,
-            mtu: 1434,
-        };
-        writer.set_adjacency(id, config).unwrap();
-        writer.set_next_hop(id, Some(id), false).unwrap();
+        add_peer(&mut writer, id);
         writer.set_route(0, format!("20.0.{id}.0/24").parse().unwrap(), id).unwrap();
         let spi = writer.allocate_spi(id).unwrap();
         let keymat: Vec<u8> = (0..20).map(|at| id as u8 ^ at).collect();
@@ -245,14 +231,7 @@ fn a_commit_waits_for_all_workers() {
         }
         for change in 0..changes {
             for id in 0..PEERS {
-                let config = AdjacencyConfig {
-                    tunnel: 0,
-                    encapsulation: Encapsulation::Udp,
-                    local: Some(OURS),
-                    remote: peer(id),
-                    remote_port: 2 + change as u16,
-                    mtu: 1434,
-                };
+                let config = AdjacencyConfig { remote_port: 2 + change as u16, ..peer_adjacency(id) };
                 writer.set_adjacency(id, config).unwrap();
             }
             writer.commit_waiting(thread::yield_now);

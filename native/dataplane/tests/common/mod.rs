@@ -360,6 +360,22 @@ pub fn adjacency(setup: Setup, remote: IpAddr) -> AdjacencyConfig {
     }
 }
 
+/// The address of one peer of many.
+pub fn peer(id: u32) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::from_bits(0x0b00_0000 + id))
+}
+
+/// Its adjacency, protected.
+pub fn peer_adjacency(id: u32) -> AdjacencyConfig {
+    AdjacencyConfig { mtu: 1434, ..adjacency(Setup::default(), peer(id)) }
+}
+
+/// Make that and its next hop.
+pub fn add_peer(writer: &mut TablesWriter, id: u32) {
+    writer.set_adjacency(id, peer_adjacency(id)).unwrap();
+    writer.set_next_hop(id, Some(id), false).unwrap();
+}
+
 pub fn gather(out: &TunBatch, arena: &[u8]) -> Vec<(VirtioNetHeader, Vec<u8>)> {
     let gathered = out.packets.iter().map(|packet| {
         let mut octets = Vec::new();
