@@ -45,6 +45,20 @@ int socket(int domain, int type, int protocol)
 	return pair[0];
 }
 
+/* charon closes some of these sockets at once, and its next socket gets the same number. */
+int close(int fd)
+{
+	static int (*real)(int);
+
+	if (!real)
+		real = dlsym(RTLD_NEXT, "close");
+	if (is_ours(fd)) {
+		real(far_end[fd]);
+		far_end[fd] = 0;
+	}
+	return real(fd);
+}
+
 int bind(int fd, const struct sockaddr *address, socklen_t length)
 {
 	static int (*real)(int, const struct sockaddr *, socklen_t);
