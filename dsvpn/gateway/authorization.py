@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from dsvpn.addresses import Prefix
 from dsvpn.config.authorize import Grant
 from dsvpn.config.model import TunnelConfig
@@ -67,6 +69,8 @@ def _inside(prefix: Prefix, network: Prefix) -> bool:
     )
 
 
+# A handshake asks three times.
+@lru_cache(maxsize=256)
 def _name(identity: Identity) -> str:
     """The identity as text that no identity of another type has."""
     text = str(Identity(identity.kind, identity.key[1]))

@@ -110,7 +110,8 @@ class Reassembly:
     @property
     def deadline(self) -> float:
         """When the oldest incomplete message is given up."""
-        return min((partial.expires_at for partial in self._partials.values()), default=inf)
+        # Asked for after every message, when there is hardly ever one.
+        return min(partial.expires_at for partial in self._partials.values()) if self._partials else inf
 
     def has(self, header: wire.Header, fragment: wire.EncryptedFragment) -> bool:
         """Whether this fragment is here already, so that it need not be opened."""

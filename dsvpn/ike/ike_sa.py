@@ -439,8 +439,9 @@ class IkeSa:
         """The times of this IKE SA's own timers."""
         if self.drop_at != inf:
             yield self.drop_at
-        if self.reassembly.deadline != inf:
-            yield self.reassembly.deadline
+        incomplete = self.reassembly.deadline
+        if incomplete != inf:
+            yield incomplete
         if self.followup is not None:
             yield self.followup.expires_at
         outstanding = self.requests.outstanding
