@@ -139,7 +139,7 @@ def _netns(options: argparse.Namespace, output: Path) -> Path:
 def _updates(options: argparse.Namespace, output: Path) -> Path:
     described = environment.describe()
     smoke = options.command == "smoke"
-    rounds, seconds = options.rounds or (2 if smoke else 5), options.seconds or (1 if smoke else 4)
+    rounds, seconds = options.rounds or (2 if smoke else 9), options.seconds or (1 if smoke else 3)
     with _run() as run:
         found = updates.measure(run, rounds=rounds, seconds=seconds, say=_say)
     return _save(output, "updates", {"schema": 1, "kind": "updates", "environment": described, **found})
