@@ -1,6 +1,7 @@
 """Key encapsulation mechanisms: ML-KEM (FIPS 203; draft-ietf-ipsecme-ikev2-mlkem).
 
-The cryptographic library has two of its three parameter sets. The third comes from the owner of the engine.
+The cryptographic library has two of its three parameter sets. The owner of the engine may have the third, and others in
+their place.
 """
 
 from __future__ import annotations

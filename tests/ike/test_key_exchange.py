@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from dsvpn.errors import PeerError
-from dsvpn.ike.kem import LIBRARY_KEMS
+from dsvpn.ike.kem import LIBRARY_KEMS, Kem
 from dsvpn.ike.key_exchange import (
     MODP_2048,
     MODP_3072,
@@ -25,6 +26,12 @@ from dsvpn.io.kem import native_kems
 from tests.ike import ml_kem
 
 ALL_KEMS = {**LIBRARY_KEMS, **native_kems()}
+#: Every implementation that there is of each parameter set.
+IMPLEMENTATIONS = [
+    pytest.param(name, kems, id=f"{name} of {source}")
+    for source, kems in (("the native module", native_kems()), ("the library", LIBRARY_KEMS))
+    for name in kems
+]
 #: Key generation and encapsulation for ML-KEM-512 of NIST's Automated Cryptographic Validation Protocol (FIPS 203).
 ACVP_512 = json.loads((Path(__file__).parent.parent / "vectors/ml_kem_512.json").read_text())
 
@@ -207,14 +214,15 @@ def test_public_values_outside_the_group(name: str, public: bytes) -> None:
 # -- ML-KEM --------------------------------------------------------------------------------------------------------
 
 
-def test_ml_kem_768_accumulated_vectors() -> None:
+@pytest.mark.parametrize("kems", [native_kems(), LIBRARY_KEMS], ids=["the native module", "the library"])
+def test_ml_kem_768_accumulated_vectors(kems: Mapping[str, Kem]) -> None:
     """Community Cryptography Test Vectors: keys, ciphertexts, secrets and implicit rejections of 100 ML-KEM-768 runs
-    whose seeds come of SHAKE128, in one hash. Encapsulation, which takes no seed here, is the reference's."""
+    whose seeds come of SHAKE128, in one hash. Encapsulation, which takes no seed in the library, is the reference's."""
     source = ml_kem.Shake128()
     digest = hashlib.shake_128()
     group = KEMS["mlkem768"]
     for _ in range(100):
-        ours = MlKemKeyExchange(group, ALL_KEMS[group.name], source.read(64))
+        ours = MlKemKeyExchange(group, kems[group.name], source.read(64))
         digest.update(ours.public)
         ciphertext, secret = ml_kem.encapsulate(3, ours.public, source.read(32))
         assert ours.shared_secret(ciphertext) == secret
@@ -250,38 +258,47 @@ def test_ml_kem_512_of_many_seeds() -> None:
         assert ours.shared_secret(other) == hashlib.shake_256(seed[32:] + other).digest(32)
 
 
-@pytest.mark.parametrize(("name", "rank"), [("mlkem512", 2), ("mlkem768", 3), ("mlkem1024", 4)])
-def test_ml_kem_against_an_independent_computation(name: str, rank: int) -> None:
-    group = KEMS[name]
+@pytest.mark.parametrize(("name", "kems"), IMPLEMENTATIONS)
+def test_ml_kem_against_an_independent_computation(name: str, kems: Mapping[str, Kem]) -> None:
+    group, rank = KEMS[name], {"mlkem512": 2, "mlkem768": 3, "mlkem1024": 4}[name]
     for seed in range(5):
         randbytes = Random(seed).randbytes
-        ours = make_key_exchange(group, randbytes, ALL_KEMS)
+        ours = make_key_exchange(group, randbytes, kems)
         assert len(ours.public) == group.public_length
         # Our decapsulation of a ciphertext that the reference made.
         ciphertext, secret = ml_kem.encapsulate(rank, ours.public, randbytes(32))
         assert len(ciphertext) == group.response_length
         assert ours.shared_secret(ciphertext) == secret
-        # Both halves of the library, as the two ends have them.
-        ciphertext, secret = answer_key_exchange(group, ours.public, randbytes, ALL_KEMS)
+        # Both halves of one implementation, as the two ends have them.
+        ciphertext, secret = answer_key_exchange(group, ours.public, randbytes, kems)
         assert ours.shared_secret(ciphertext) == secret
         # Implicit rejection: another secret, and always the same.
         altered = bytes((ciphertext[0] ^ 1,)) + ciphertext[1:]
         assert ours.shared_secret(altered) == ours.shared_secret(altered) != secret
-        again = make_key_exchange(group, Random(seed).randbytes, ALL_KEMS)
+        again = make_key_exchange(group, Random(seed).randbytes, kems)
         assert again.public == ours.public
 
 
-@pytest.mark.parametrize("name", KEMS)
-def test_ml_kem_refuses_what_is_no_key_or_ciphertext(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(LIBRARY_KEMS))
+def test_ml_kem_implementations_understand_each_other(name: str) -> None:
+    group, randbytes = KEMS[name], Random(3).randbytes
+    for here, there in ((native_kems(), LIBRARY_KEMS), (LIBRARY_KEMS, native_kems())):
+        ours = make_key_exchange(group, randbytes, here)
+        ciphertext, secret = answer_key_exchange(group, ours.public, randbytes, there)
+        assert ours.shared_secret(ciphertext) == secret
+
+
+@pytest.mark.parametrize(("name", "kems"), IMPLEMENTATIONS)
+def test_ml_kem_refuses_what_is_no_key_or_ciphertext(name: str, kems: Mapping[str, Kem]) -> None:
     group = KEMS[name]
     assert group.response_length is not None
-    exchange = make_key_exchange(group, Random(1).randbytes, ALL_KEMS)
+    exchange = make_key_exchange(group, Random(1).randbytes, kems)
     for length in (0, 1, group.response_length - 1, group.response_length + 1):
         with pytest.raises(PeerError, match="octets"):
             exchange.shared_secret(bytes(length))
     for length in (0, 1, group.public_length - 1, group.public_length + 1):
         with pytest.raises(PeerError, match="octets"):
-            answer_key_exchange(group, bytes(length), Random(2).randbytes, ALL_KEMS)
+            answer_key_exchange(group, bytes(length), Random(2).randbytes, kems)
     # A coefficient that is not below the modulus (FIPS 203 section 7.2).
     with pytest.raises(PeerError, match="malformed"):
-        answer_key_exchange(group, b"\xff" * 3 + exchange.public[3:], Random(2).randbytes, ALL_KEMS)
+        answer_key_exchange(group, b"\xff" * 3 + exchange.public[3:], Random(2).randbytes, kems)

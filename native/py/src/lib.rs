@@ -26,7 +26,7 @@ mod _native {
     #[pymodule_export]
     use crate::memory::{DecapResult, EncapResult, MemoryForwarder};
     #[pymodule_export]
-    use crate::ml_kem::MlKem512;
+    use crate::ml_kem::{MlKem512, MlKem768, MlKem1024};
     #[pymodule_export]
     use crate::punt::Punt;
     #[pymodule_export]

@@ -19,6 +19,8 @@ __all__ = [
     "EncapResult",
     "MemoryForwarder",
     "MlKem512",
+    "MlKem768",
+    "MlKem1024",
     "Punt",
     "ReplayWindow",
     "Tables",
@@ -374,8 +376,7 @@ class Cipher:
 
 @final
 class MlKem512:
-    """A key pair of ML-KEM-512 (FIPS 203), which the cryptographic library of the control plane does not have. `seed` is
-    d || z, 64 octets. ValueError for arguments of other lengths."""
+    """A key pair of ML-KEM-512 (FIPS 203). `seed` is d || z, 64 octets. ValueError for arguments of other lengths."""
 
     def __new__(cls, seed: bytes) -> MlKem512: ...
     @property
@@ -384,6 +385,38 @@ class MlKem512:
 
     def decapsulate(self, ciphertext: bytes) -> bytes:
         """The shared secret, 32 octets, of a ciphertext of 768. One that was altered gives another secret and no error."""
+
+    @staticmethod
+    def encapsulate(public_key: bytes, message: bytes) -> tuple[bytes, bytes]:
+        """Ciphertext and shared secret. `message` is 32 random octets. ValueError for a key that is none."""
+
+@final
+class MlKem768:
+    """A key pair of ML-KEM-768 (FIPS 203). `seed` is d || z, 64 octets. ValueError for arguments of other lengths."""
+
+    def __new__(cls, seed: bytes) -> MlKem768: ...
+    @property
+    def public_key(self) -> bytes:
+        """The encapsulation key, 1,184 octets."""
+
+    def decapsulate(self, ciphertext: bytes) -> bytes:
+        """The shared secret, 32 octets, of a ciphertext of 1,088. One that was altered gives another secret and no error."""
+
+    @staticmethod
+    def encapsulate(public_key: bytes, message: bytes) -> tuple[bytes, bytes]:
+        """Ciphertext and shared secret. `message` is 32 random octets. ValueError for a key that is none."""
+
+@final
+class MlKem1024:
+    """A key pair of ML-KEM-1024 (FIPS 203). `seed` is d || z, 64 octets. ValueError for arguments of other lengths."""
+
+    def __new__(cls, seed: bytes) -> MlKem1024: ...
+    @property
+    def public_key(self) -> bytes:
+        """The encapsulation key, 1,568 octets."""
+
+    def decapsulate(self, ciphertext: bytes) -> bytes:
+        """The shared secret, 32 octets, of a ciphertext of 1,568. One that was altered gives another secret and no error."""
 
     @staticmethod
     def encapsulate(public_key: bytes, message: bytes) -> tuple[bytes, bytes]:
