@@ -130,7 +130,7 @@ def _environment(result: Result) -> list[str]:
         f"Commit {found['commit']}, {found['time']}. "
         f"Linux {found['kernel']}, {found['cores']} cores of {found['cpu']}.",
         f"dsvpn_native {found['native_version'] or 'missing'}, {found['build_profile'] or 'no'} build, "
-        f"AEAD {found['aead_backend'] or 'unknown'}. {found['iperf3'] or 'No iperf3'}. "
+        f"AEAD {found['aead_backend'] or 'unknown'}. Python {found['python']}. {found['iperf3'] or 'No iperf3'}. "
         f"Load before the run {found['load_before'][0]:.2f}, {found['busy_before']:.0%} of the cores in use by others.",
     ]
     return lines + [f"**Warning:** {warning}." for warning in found["warnings"]]

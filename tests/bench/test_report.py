@@ -22,6 +22,7 @@ _ENVIRONMENT = {
     "native_version": "0.1.0",
     "build_profile": "release",
     "aead_backend": "ring",
+    "python": "3.11.2",
     "iperf3": "iperf 3",
     "load_before": [0.5, 0, 0],
     "busy_before": 0.5,
