@@ -35,7 +35,8 @@ pub(crate) struct Superpacket<'a> {
 }
 
 impl<'a> Superpacket<'a> {
-    /// Parse a superpacket. Only `gso_type` and `gso_size` of the virtio header are used; the headers are read again.
+    /// Parse a superpacket. Of the virtio header, `gso_type` and `gso_size` are used, and where IP has options or extension
+    /// headers what it says of the checksum; the headers are read again.
     pub(crate) fn parse(
         octets: &'a [u8],
         packet: &IpPacket,
@@ -62,7 +63,13 @@ impl<'a> Superpacket<'a> {
         {
             return Err(NotASuperpacket);
         }
+        let checksum_at = if tcp { tcp::CHECKSUM_AT } else { udp::CHECKSUM_AT };
         let (header, payload) = octets.split_at(headers);
+        let pseudo_sum = if packet.options {
+            given_pseudo_sum(transport, packet, virtio, checksum_at).ok_or(NotASuperpacket)?
+        } else {
+            packet.pseudo_sum(header)
+        };
         let size = usize::from(virtio.gso_size);
         let mut superpacket = Self {
             template: [0; MAX_HEADERS],
@@ -90,11 +97,11 @@ impl<'a> Superpacket<'a> {
         if tcp {
             write(transport, 4, &[0; 4]);
             transport[13] = 0;
-            write(transport, tcp::CHECKSUM_AT, &[0; 2]);
         } else {
-            write(transport, udp::LENGTH_AT, &[0; 4]);
+            write(transport, udp::LENGTH_AT, &[0; 2]);
         }
-        superpacket.transport_sum = checksum::add(packet.pseudo_sum(header), transport);
+        write(transport, checksum_at, &[0; 2]);
+        superpacket.transport_sum = checksum::add(pseudo_sum, transport);
         Ok(superpacket)
     }
 
@@ -173,6 +180,21 @@ impl<'a> Superpacket<'a> {
             write(transport, udp::CHECKSUM_AT, &checksum::finish_udp(sum));
         }
     }
+}
+
+/// The partial sum of the pseudo-header but its length, as the sender put it into the checksum field.
+///
+/// The addresses of the pseudo-header are not always those of the IP header: a routing header with segments left and a
+/// source route lead to another destination (RFC 8200 section 8.1, RFC 791 section 3.1), a Home Address option names another
+/// source (RFC 6275 section 11.3.1). Routing headers of some types do not even tell the last address. The sender knows it;
+/// without its word, which `virtio` must give with every superpacket (virtio 1.2 section 5.1.6.2), nobody does.
+#[cold]
+fn given_pseudo_sum(transport: &[u8], packet: &IpPacket, virtio: &VirtioNetHeader, checksum_at: usize) -> Option<u64> {
+    let given = virtio.flags & virtio::NEEDS_CSUM != 0
+        && usize::from(virtio.csum_start) == packet.header_length
+        && usize::from(virtio.csum_offset) == checksum_at;
+    let length = transport.len() as u16;
+    given.then(|| checksum::word(read_u16(transport, checksum_at)) + checksum::word(!length))
 }
 
 /// Whether the checksum that NEEDS_CSUM asks for lies behind the IP header and within the packet.

@@ -157,6 +157,108 @@ fn checksums_of_single_packets_are_completed() {
     assert_eq!(dataplane.count(Counter::MssClamped), 2);
 }
 
+/// Extension headers or IPv4 options put between the IP header and the transport.
+fn insert(octets: &mut Vec<u8>, headers: &[u8], next_header: u8) {
+    if octets[0] >> 4 == 6 {
+        octets.splice(40..40, headers.iter().copied());
+        octets[40] = std::mem::replace(&mut octets[6], next_header);
+        let length = (octets.len() - 40) as u16;
+        octets[4..6].copy_from_slice(&length.to_be_bytes());
+    } else {
+        octets.splice(20..20, headers.iter().copied());
+        octets[0] += (headers.len() / 4) as u8;
+        let length = octets.len() as u16;
+        octets[2..4].copy_from_slice(&length.to_be_bytes());
+    }
+}
+
+/// Source and destination changed to what the IP header shows on the way.
+fn readdress(octets: &mut [u8], source: Option<&[u8]>, destination: Option<&[u8]>) {
+    let (at, length) = if octets[0] >> 4 == 6 { (8, 16) } else { (12, 4) };
+    if let Some(source) = source {
+        octets[at..at + length].copy_from_slice(source);
+    }
+    if let Some(destination) = destination {
+        octets[at + length..at + 2 * length].copy_from_slice(destination);
+    }
+}
+
+/// A name, headers to insert and their number, and the source and destination that the IP header has meanwhile.
+type OnTheWay<'a> = (&'a str, Vec<u8>, u8, Option<&'a [u8]>, Option<&'a [u8]>);
+
+/// The checksum is over the addresses of both ends (RFC 8200 section 8.1), wherever the IP header leads meanwhile.
+#[test]
+fn segments_on_a_source_route_have_the_checksum_of_their_last_destination() {
+    let last = std::net::Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 1).octets();
+    let via = std::net::Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 9).octets();
+    let care_of = std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 99).octets();
+    let segment_routing = [&[0, 4, 4, 1, 1, 0, 0, 0][..], &last, &via].concat();
+    let home =
+        [&[0, 2, 1, 2, 0, 0, 0xc9, 16][..], &std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1).octets()].concat();
+    let cases: [OnTheWay; 8] = [
+        ("segment routing", segment_routing.clone(), 43, None, Some(&via)),
+        ("segment routing that has arrived", [&[0, 4, 4, 0, 1, 0, 0, 0][..], &last, &via].concat(), 43, None, None),
+        ("mobile IPv6", [&[0, 2, 2, 1, 0, 0, 0, 0][..], &last].concat(), 43, None, Some(&via)),
+        ("type 0", [&[0, 4, 0, 2, 0, 0, 0, 0][..], &via, &last].concat(), 43, None, Some(&via)),
+        ("a type without addresses", vec![0, 0, 253, 7, 1, 2, 3, 4], 43, None, Some(&via)),
+        ("more segments left than there are", [&[0, 2, 4, 255, 0, 0, 0, 0][..], &last].concat(), 43, None, Some(&via)),
+        ("a home address", home, 60, Some(&care_of), None),
+        ("IPv4 loose source route", vec![131, 7, 4, 10, 1, 0, 1, 0], 0, None, Some(&[10, 1, 0, 9])),
+    ];
+    for (name, headers, next_header, source, destination) in cases {
+        for (udp, count) in [(false, 3000), (true, 3000), (false, 0)] {
+            let flow = Flow { v6: next_header != 0, udp, ..Flow::default() };
+            let mut dataplane = Loop::new(Setup { mss_clamp: false, ..Setup::plain_gre() });
+            let on_the_way = |mut octets: Vec<u8>| {
+                insert(&mut octets, &headers, next_header);
+                readdress(&mut octets, source, destination);
+                if octets[0] >> 4 == 4 {
+                    let header = usize::from(octets[0] & 0xf) * 4;
+                    dsvpn_wire::ip::write_ipv4_checksum(&mut octets[..header]);
+                }
+                octets
+            };
+            let (octets, mut virtio) = flow.superpacket(&payload(count), 1000);
+            virtio.csum_start += headers.len() as u16;
+            let (datagrams, errors) = dataplane.encap(&[(on_the_way(octets), virtio)]);
+            assert!(errors.is_empty(), "{name}");
+            let expected: Vec<_> = flow.segments(&payload(count), 1000).into_iter().map(on_the_way).collect();
+            assert_eq!(inner(&datagrams), expected, "{name}, UDP: {udp}");
+            // Nor are they merged, by addresses that may not be theirs.
+            let received: Vec<_> = dataplane.decap(&datagrams).into_iter().map(|(_, octets)| octets).collect();
+            assert_eq!(received, expected, "{name}, UDP: {udp}");
+        }
+    }
+}
+
+/// Only the sender knows the last destination; where it does not say so, nothing is guessed.
+#[test]
+fn a_superpacket_on_a_source_route_needs_its_pseudo_header() {
+    let flow = Flow { v6: true, ..Flow::default() };
+    let (mut octets, virtio) = flow.superpacket(&payload(3000), 1000);
+    insert(&mut octets, &[0, 0, 253, 1, 0, 0, 0, 0], 43);
+    let right = VirtioNetHeader { csum_start: 48, ..virtio };
+    let lies = [
+        VirtioNetHeader { flags: 0, ..right },
+        virtio,
+        VirtioNetHeader { csum_start: 49, ..right },
+        VirtioNetHeader { csum_start: u16::MAX, ..right },
+        VirtioNetHeader { csum_offset: 6, ..right },
+        VirtioNetHeader { csum_offset: u16::MAX, ..right },
+    ];
+    let mut dataplane = Loop::new(Setup::plain_gre());
+    for (count, virtio) in lies.into_iter().enumerate() {
+        assert_eq!(dataplane.encap(&[(octets.clone(), virtio)]), (vec![], vec![]), "{virtio:?}");
+        assert_eq!(dataplane.count(Counter::DropMalformedVirtio), count as u64 + 1, "{virtio:?}");
+    }
+    // A routing header that claims to be longer than the packet.
+    octets[41] = 255;
+    octets.truncate(1500);
+    octets[4..6].copy_from_slice(&1460u16.to_be_bytes());
+    assert_eq!(dataplane.encap(&[(octets, right)]), (vec![], vec![]));
+    assert_eq!(dataplane.count(Counter::DropMalformedInner), 1);
+}
+
 #[test]
 fn wrong_checksums_are_not_hidden_by_merging() {
     for (setup, verify) in [(Setup::plain_gre(), false), (Setup::default(), true)] {

@@ -253,7 +253,12 @@ pub fn tun_packet(octets: &mut Octets, most: usize) -> (Vec<u8>, VirtioNetHeader
     if form == 1 {
         virtio.gso_type = virtio::GSO_NONE;
     }
+    let plain = packet.len();
     change(octets, change_form, &mut packet);
+    if matches!(change_form, 1 | 2) {
+        // The headers that were put before the transport move its checksum.
+        virtio.csum_start = virtio.csum_start.wrapping_add((packet.len() - plain) as u16);
+    }
     match form {
         2 => {
             let mut raw = virtio.to_octets();

@@ -144,7 +144,14 @@ pub fn write_ip_checksum(octets: &mut [u8], header: usize) {
 
 /// Fill in the checksums of a packet as far as it has room for them.
 pub fn write_checksums(octets: &mut [u8]) {
-    let Some(ip) = read_ip(octets) else { return };
+    if let Some(ip) = read_ip(octets) {
+        let pseudo = pseudo_header(octets, &ip, ip.length - ip.header);
+        write_checksums_over(octets, &ip, &pseudo);
+    }
+}
+
+/// The same with a pseudo-header, or octets of the same sum, that is not that of the IP header's addresses.
+pub fn write_checksums_over(octets: &mut [u8], ip: &Ip, pseudo: &[u8]) {
     if ip.version == 4 {
         write_ip_checksum(octets, ip.header);
     }
@@ -152,9 +159,7 @@ pub fn write_checksums(octets: &mut [u8]) {
         return;
     };
     put(octets, ip.header + at, 0);
-    let mut summed = pseudo_header(octets, &ip, ip.length - ip.header);
-    summed.extend(&octets[ip.header..ip.length]);
-    let value = checksum(&summed);
+    let value = checksum(&[pseudo, &octets[ip.header..ip.length]].concat());
     put(octets, ip.header + at, if value == 0 && ip.protocol == UDP { 0xffff } else { value });
 }
 

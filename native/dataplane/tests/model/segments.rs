@@ -2,7 +2,9 @@
 
 use dsvpn_wire::virtio::VirtioNetHeader;
 
-use super::packet::{Ip, TCP, UDP, put, read_ip, two, write_checksums, write_ip_checksum};
+use super::packet::{
+    Ip, TCP, UDP, checksum_at, pseudo_header, put, read_ip, two, write_checksums_over, write_ip_checksum,
+};
 
 /// A superpacket taken apart.
 #[derive(Clone, Debug)]
@@ -11,6 +13,9 @@ pub struct Superpacket {
     ip_header: usize,
     version: u8,
     tcp: bool,
+    /// The sum of the pseudo-header of the whole as the sender gave it: where there are options or extension headers, the
+    /// addresses may be others than the IP header's.
+    given: Option<u16>,
     payload: Vec<u8>,
     pub size: usize,
 }
@@ -38,7 +43,15 @@ impl Superpacket {
         if tcp && transport_header < 20 || transport_header > transport.len() || ip.header + transport_header > 256 {
             return None;
         }
+        let at = checksum_at(ip.protocol)?;
+        let says = virtio.flags % 2 == 1
+            && usize::from(virtio.csum_start) == ip.header
+            && usize::from(virtio.csum_offset) == at;
+        if ip.options && !says {
+            return None;
+        }
         Some(Self {
+            given: ip.options.then(|| two(transport, at) as u16),
             headers: octets[..ip.header + transport_header].to_vec(),
             ip_header: ip.header,
             version: ip.version,
@@ -101,7 +114,16 @@ impl Superpacket {
         } else {
             put(&mut octets, transport + 4, (length - transport) as u16);
         }
-        write_checksums(&mut octets);
+        let ip = read_ip(&octets).expect("the headers that were read before");
+        let pseudo = match self.given {
+            None => pseudo_header(&octets, &ip, length - transport),
+            // In ones' complement arithmetic a length is taken off by adding its complement (RFC 1624).
+            Some(given) => {
+                let whole = (self.headers.len() - transport + self.payload.len()) as u16;
+                [given, !whole, (length - transport) as u16].map(u16::to_be_bytes).concat()
+            }
+        };
+        write_checksums_over(&mut octets, &ip, &pseudo);
         octets
     }
 }
