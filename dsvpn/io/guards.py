@@ -8,7 +8,6 @@ gateway that ends in good order takes it along.
 from __future__ import annotations
 
 import errno
-import socket
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -20,6 +19,7 @@ from dsvpn.addresses import Prefix
 from dsvpn.errors import HostError
 from dsvpn.io.routes import OWN_PROTOCOL
 from dsvpn.io.rtnetlink import (
+    FAMILIES,
     NLM_F_CREATE,
     NLM_F_REPLACE,
     RT_TABLE_MAIN,
@@ -28,11 +28,11 @@ from dsvpn.io.rtnetlink import (
     RTM_NEWROUTE,
     RequestSocket,
     decode_route,
+    route_message,
 )
 
 RTN_UNREACHABLE = 7
 _RT_SCOPE_NOWHERE = 255
-_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 #: The metrics that are worse than everybody's; which of them says whose a route is.
 _WORST = 0xF000_0000
 
@@ -68,7 +68,7 @@ class Guards:
     def present(self) -> set[tuple[int, Prefix]]:
         """Those that the kernel has, with their tables."""
         found = set()
-        for family in _FAMILIES.values():
+        for family in FAMILIES.values():
             message: Any = rtmsg()
             message["family"] = family
             message["proto"] = OWN_PROTOCOL
@@ -95,15 +95,6 @@ class Guards:
             self._requests.change(RTM_DELROUTE, message)
 
     def _route(self, table: int, prefix: Prefix) -> Any:
-        message: Any = rtmsg()
-        message["family"] = _FAMILIES[prefix.version]
-        message["dst_len"] = prefix.prefixlen
-        message["table"] = table if table < 256 else 0
-        message["proto"] = OWN_PROTOCOL
-        message["type"] = RTN_UNREACHABLE
-        message["attrs"] = [
-            ("RTA_DST", str(prefix.network_address)),
-            ("RTA_PRIORITY", self._metric),
-            ("RTA_TABLE", table),
-        ]
+        message = route_message(prefix, table, OWN_PROTOCOL, RTN_UNREACHABLE)
+        message["attrs"].append(("RTA_PRIORITY", self._metric))
         return message

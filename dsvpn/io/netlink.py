@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from dsvpn.gateway.forwarding import Via
 from dsvpn.io.guards import Guards
 from dsvpn.io.routes import OWN_PROTOCOL, RouteChange, RouteMirror
 from dsvpn.io.rtnetlink import (
+    FAMILIES,
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,
@@ -44,6 +44,7 @@ from dsvpn.io.rtnetlink import (
     RequestSocket,
     decode_route,
     route_covers,
+    route_message,
 )
 from dsvpn.io.sources import IFF_UP, HostAddresses, Source
 from dsvpn.io.vrf import Vrf, find_vrf
@@ -58,7 +59,6 @@ _RT_SCOPE_NOWHERE = 255
 _TXQUEUELEN = 2000
 #: Datagrams taken from the monitor before the event loop gets its turn again.
 _MONITOR_BUDGET = 64
-_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 Interface = IPv4Interface | IPv6Interface
 
@@ -162,7 +162,7 @@ class Netlink:
     def _assign(self, device: _Device) -> None:
         for interface in device.addresses:
             message: Any = ifaddrmsg()
-            message["family"] = _FAMILIES[interface.version]
+            message["family"] = FAMILIES[interface.version]
             message["prefixlen"] = interface.network.prefixlen
             message["index"] = device.index
             message["attrs"] = [("IFA_LOCAL", str(interface.ip)), ("IFA_ADDRESS", str(interface.ip))]
@@ -229,27 +229,15 @@ class Netlink:
 
     @staticmethod
     def _route(device: _Device, prefix: Prefix, via: Address | None, protocol: int, metric: int | None) -> Any:
-        message: Any = rtmsg()
-        message["family"] = _FAMILIES[prefix.version]
-        message["dst_len"] = prefix.prefixlen
-        # The header has one octet for it; larger ones stand in the attribute alone.
-        message["table"] = device.table if device.table < 256 else 0
-        message["proto"] = protocol
-        message["type"] = RTN_UNICAST
+        message = route_message(prefix, device.table, protocol, RTN_UNICAST)
         message["scope"] = 0 if via is not None or prefix.version == 6 else _RT_SCOPE_LINK
-        attributes: list[tuple[str, Any]] = [
-            ("RTA_DST", str(prefix.network_address)),
-            ("RTA_OIF", device.index),
-        ]
-        if device.table != RT_TABLE_MAIN:
-            attributes.insert(1, ("RTA_TABLE", device.table))
+        message["attrs"].append(("RTA_OIF", device.index))
         if via is not None:
             # The next hop is a tunnel address that need not lie in the device's prefix (a /32 is a fair choice).
             message["flags"] = RTNH_F_ONLINK
-            attributes.append(("RTA_GATEWAY", str(via)))
+            message["attrs"].append(("RTA_GATEWAY", str(via)))
         if metric is not None:
-            attributes.append(("RTA_PRIORITY", metric))
-        message["attrs"] = attributes
+            message["attrs"].append(("RTA_PRIORITY", metric))
         return message
 
     def guards(self, name: str) -> Guards:
@@ -364,7 +352,7 @@ class Netlink:
 
     def _dump_routes(self, device: int) -> list[KernelRoute]:
         """The routes by a device, of every table."""
-        messages = [message for version in _FAMILIES for message in self._dump(device, version)]
+        messages = [message for version in FAMILIES for message in self._dump(device, version)]
         return [route for message in messages if (route := decode_route(message)) is not None]
 
     def _dump(
@@ -372,7 +360,7 @@ class Netlink:
     ) -> list[Message]:
         """The routes by a device, of every table, or without a device those of one table; all or those of a search."""
         message: Any = rtmsg()
-        message["family"] = _FAMILIES[version]
+        message["family"] = FAMILIES[version]
         message["attrs"] = [("RTA_TABLE", table)] if device is None else [("RTA_OIF", device)]
         try:
             answer = self._requests.dump(RTM_GETROUTE, message, search)

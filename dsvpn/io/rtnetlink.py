@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Final, NamedTuple
 
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
 from dsvpn.addresses import Address, Prefix
 
 RTM_NEWLINK: Final = 16
@@ -76,7 +78,8 @@ _U32 = struct.Struct("=I")
 #: From a route's header to its second attribute.
 _DESTINATION = _RTMSG.size + _RTA.size + _U32.size
 
-_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+#: The address family of an IP version.
+FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 _RTA_DST = 1
 _RTA_OIF = 4
@@ -85,6 +88,19 @@ _RTA_PRIORITY = 6
 _RTA_MULTIPATH = 9
 _RTA_TABLE = 15
 _RTA_VIA = 18
+
+
+def route_message(prefix: Prefix, table: int, protocol: int, kind: int) -> Any:
+    """What a request says of any route. `protocol`: who makes it; `kind`: RTN_UNICAST, ... Attributes may follow."""
+    message: Any = rtmsg()
+    message["family"] = FAMILIES[prefix.version]
+    message["dst_len"] = prefix.prefixlen
+    # The header has one octet for it; larger ones stand in the attribute alone.
+    message["table"] = table if table < 256 else 0
+    message["proto"] = protocol
+    message["type"] = kind
+    message["attrs"] = [("RTA_DST", str(prefix.network_address)), ("RTA_TABLE", table)]
+    return message
 
 
 class Message(NamedTuple):
@@ -178,7 +194,7 @@ def route_covers(message: Message, destination: Address) -> bool:
     """
     data = message.data
     length = data[_HEADER.size + 1]
-    if data[_HEADER.size] != _FAMILIES[destination.version]:
+    if data[_HEADER.size] != FAMILIES[destination.version]:
         return False
     if length == 0:
         return True
@@ -197,7 +213,7 @@ class CoveringSearch:
 
     def __init__(self, destination: Address) -> None:
         bits, width = int(destination), destination.max_prefixlen
-        family = _FAMILIES[destination.version]
+        family = FAMILIES[destination.version]
         self._size = width // 8
         self._head = _RTA.pack(_RTA.size + self._size, _RTA_DST)
         #: By family and length, as a message has them: the prefix that the destination is in. Bits behind it are 0.
@@ -299,7 +315,7 @@ class RequestSocket:
     def route_to(self, destination: Address, vrf: int = 0) -> Message:
         """The route that the kernel would take to a destination, from within the VRF of that index. OSError
         with the kernel's reason if there is none."""
-        family = _FAMILIES[destination.version]
+        family = FAMILIES[destination.version]
         packed = destination.packed
         head = _RTMSG.pack(family, destination.max_prefixlen, 0, 0, 0, 0, 0, 0, RTM_F_FIB_MATCH)
         body = head + _RTA.pack(_RTA.size + len(packed), _RTA_DST) + packed
