@@ -122,7 +122,8 @@ class StrongSwan:
     def start(self, namespace: str) -> None:
         """Boot the guest with its card in a namespace, and start charon."""
         (self.guest.control / "strongswan.conf").write_text(settings())
-        self.guest.start(TAP, namespace, {"wan": str(GUEST), "gateway": str(GUEST_GATEWAY)})
+        environment = {"name": "strongswan", "wan": str(GUEST), "gateway": str(GUEST_GATEWAY)}
+        self.guest.start(TAP, namespace, environment)
         self.start_charon()
         found = re.search(r"strongSwan swanctl (\S+)", self.guest.run("swanctl --version"))
         self.version = found[1] if found else "?"

@@ -1,20 +1,5 @@
 # The network and the daemons of a guest with FRR, and with strongSwan underneath if there is a configuration of it.
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C
-. /boot.d/environment
-fail() { echo "$*" >>/ctl/failed; }
-mkdir -p /usr/lib/modules
-ln -sfn "/usr/lib/uml/modules/$(uname -r)" "/usr/lib/modules/$(uname -r)"
-ldconfig 2>/dev/null
-hostname "$name"
-modprobe ip_gre || fail "ip_gre"
-modprobe dummy
-for scope in all default; do
-  echo 1 >/proc/sys/net/ipv6/conf/$scope/disable_ipv6
-  echo 0 >/proc/sys/net/ipv4/conf/$scope/rp_filter
-  echo 0 >/proc/sys/net/ipv4/conf/$scope/send_redirects
-done
-echo 1 >/proc/sys/net/ipv4/ip_forward
-ip link set lo up
+. /boot.d/router.sh ip_gre
 ip address add "$wan" dev vec0 && ip link set vec0 up && ip route add default via "$gateway" || fail "underlay"
 if [ -d /ctl/swanctl ]; then
   . /boot.d/ipsec.sh

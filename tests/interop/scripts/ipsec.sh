@@ -1,12 +1,5 @@
 # What strongSwan needs in a guest, and its files from the host. The host starts charon by /boot.d/charon.sh.
-mkdir -p /dev/net
-[ -e /dev/net/tun ] || mknod /dev/net/tun c 10 200
-# charon wants IPv6 sockets and gives up without.
-for module in ipv6 ip_gre esp4 xfrm_user tun; do modprobe $module || fail "$module"; done
-for scope in all default; do
-  echo 1 >/proc/sys/net/ipv6/conf/$scope/disable_ipv6
-done
-ip link set lo up
+for module in ip_gre esp4 xfrm_user tun; do modprobe $module || fail "$module"; done
 # The first SA makes the kernel load the cipher and seed its random generator, which takes seconds.
 zeros=0x$(printf '%072d' 1)
 ip xfrm state add src 127.0.0.9 dst 127.0.0.8 proto esp spi 257 mode transport aead 'rfc4106(gcm(aes))' "$zeros" 128 ||

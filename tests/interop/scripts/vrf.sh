@@ -1,20 +1,6 @@
 # The network of a guest that runs our own gateway: its underlay in the VRF "front", its tunnel and LAN in "inside".
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C
-. /boot.d/environment
-fail() { echo "$*" >>/ctl/failed; }
-mkdir -p /usr/lib/modules /run/dsvpn
-ln -sfn "/usr/lib/uml/modules/$(uname -r)" "/usr/lib/modules/$(uname -r)"
-hostname "$name"
-for module in tun dummy vrf; do modprobe $module || fail "$module"; done
-mkdir -p /dev/net
-[ -e /dev/net/tun ] || mknod /dev/net/tun c 10 200
-for scope in all default; do
-  echo 1 >/proc/sys/net/ipv6/conf/$scope/disable_ipv6
-  echo 0 >/proc/sys/net/ipv4/conf/$scope/rp_filter
-  echo 0 >/proc/sys/net/ipv4/conf/$scope/send_redirects
-done
-echo 1 >/proc/sys/net/ipv4/ip_forward
-ip link set lo up
+. /boot.d/router.sh tun vrf
+mkdir -p /run/dsvpn
 ip link add front type vrf table 1020 && ip link set front up || fail "front"
 ip link add inside type vrf table 10 && ip link set inside up || fail "inside"
 ip link set vec0 master front && ip address add "$wan" dev vec0 && ip link set vec0 up || fail "underlay"
