@@ -107,7 +107,7 @@ def python(*first: Path) -> list[str]:
 
 
 def interpreter() -> str:
-    """Python's version, and whether it is built without what distributions build it with: a tenth of its speed."""
+    """Python's version, and whether it lacks the optimization that distributions build it with."""
     options = sysconfig.get_config_var("CONFIG_ARGS") or ""
     plain = "" if "--enable-optimizations" in options else " (built without profile-guided optimization)"
     return platform.python_version() + plain
