@@ -89,6 +89,7 @@ class Driver:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         self._looking = False
+        self._resyncing = False
         self._event_limits: dict[str, RateLimit] = {}
         self._defects = RateLimit(rate=0.2, burst=5)
         self._sources: dict[str, Source] = {}
@@ -324,6 +325,13 @@ class Driver:
             self._take_sources()
         finally:
             self._flush()
+        if self._netlink.busy and not self._resyncing:
+            self._resyncing = True
+            asyncio.get_running_loop().call_soon(self._go_on_resyncing)
+
+    def _go_on_resyncing(self) -> None:
+        self._resyncing = False
+        self._guarded(self._on_netlink)()
 
     def _on_looked_up(self, command: LookUp, addresses: tuple[Address, ...], error: str) -> None:
         self._guarded(
@@ -479,7 +487,7 @@ class Driver:
             return {
                 "dataplane": self._dataplane.counters(),
                 "kernel": self._dataplane.kernel_drops(),
-                "control": self._commander.counters,
+                "control": {**self._commander.counters, **self._netlink.counters},
                 "ike": self._commander.with_cookie_gate(status["ike"]),
                 "nhrp": {name: tunnel["counters"] for name, tunnel in status["nhrp"].items()},
             }

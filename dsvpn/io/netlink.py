@@ -18,6 +18,7 @@ from dsvpn.addresses import Address, Prefix
 from dsvpn.errors import HostError
 from dsvpn.gateway.forwarding import Via
 from dsvpn.io.guards import Guards
+from dsvpn.io.resync import Resync
 from dsvpn.io.routes import OWN_PROTOCOL, RouteChange, RouteMirror
 from dsvpn.io.rtnetlink import (
     FAMILIES,
@@ -93,8 +94,11 @@ class Netlink:
             raise HostError(f"cannot open a netlink socket: {error.strerror}") from None
         self._devices: dict[str, _Device] = {}
         self._mirror = RouteMirror()
+        self._resync = Resync(self._mirror)
         self._addresses = HostAddresses()
-        self._stale: set[str] = set()
+        #: The monitor has lost messages, and all that waits has been read since.
+        self._lost = self._drained = False
+        self._overruns = 0
         self._load_addresses()
 
     def fileno(self) -> int:
@@ -105,6 +109,7 @@ class Netlink:
         """Close the sockets. Routes of a tunnel go with its device."""
         self._monitor.close()
         self._requests.close()
+        self._resync.close()
 
     # -- devices -------------------------------------------------------------------------------------------
 
@@ -250,23 +255,40 @@ class Netlink:
         """The underlay address that a tunnel's `source` stands for at the moment."""
         return self._addresses.source(wanted, version)
 
+    @property
+    def busy(self) -> bool:
+        """Whether routes are being looked at anew: call `read_changes` again soon, whether the monitor is readable or
+        not."""
+        # All that waits may have been read without its showing: the monitor is not readable then.
+        return self._resync.busy or (self._lost and not self._drained)
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """How often the monitor has lost messages, and how often a tunnel's routes were looked at anew."""
+        return {"netlink_overruns": self._overruns, "netlink_resyncs": self._resync.count}
+
     def resync(self) -> list[RouteChange]:
-        """Dump everything anew: at the start, and when the monitor has lost messages."""
-        self._load_addresses()
-        self._stale.clear()
+        """Look at everything anew, at once: at the start."""
+        self._look_at_all()
         changes: list[RouteChange] = []
-        for device in self._devices.values():
-            changes.extend(self._mirror.resync(device.name, self._dump_routes(device.index)))
+        while self._resync.busy:
+            changes.extend(self._resync.step())
         return changes
 
     def read_changes(self) -> list[RouteChange]:
-        """Take in what has changed. Sources may have changed too: ask for them after this."""
-        messages, lost = self._monitor.read(_MONITOR_BUDGET)
+        """Take in what has changed, as much as does not keep the event loop for long; `busy` tells that there is more.
+        Sources may have changed too: ask for them after this."""
+        messages, lost, self._drained = self._monitor.read(_MONITOR_BUDGET)
         if lost:
-            return self.resync()
+            self._lost = True
+            self._overruns += 1
+        if self._lost:
+            messages.clear()  # there may be tens of thousands, and the look that follows tells more
         changes: list[RouteChange] = []
+        stale: set[str] = set()
         for message in messages:
             if message.kind in (RTM_NEWROUTE, RTM_DELROUTE):
+                self._resync.disturb()
                 route = decode_route(message)
                 if route is None:
                     continue
@@ -275,16 +297,27 @@ class Netlink:
                 else:
                     changes.extend(self._mirror.removed(route))
             elif message.kind in (RTM_NEWNEXTHOP, RTM_DELNEXTHOP) or self._addresses.receive(message):
-                self._stale.update(self._devices)
-        if self._stale:
-            # The kernel drops routes without a word when a device goes down or a next-hop object or source address
-            # goes away, so each of these asks for a fresh look.
-            stale, self._stale = self._stale, set()
-            for name in stale:
-                device = self._devices[name]
-                self._restore(device)
-                changes.extend(self._mirror.resync(name, self._dump_routes(device.index)))
+                stale.update(self._devices)
+        # The kernel drops routes without a word when a device goes down or a next-hop object or source address
+        # goes away, so each of these asks for a fresh look.
+        self._look_at(stale)
+        # Not before all that waits has been read: until then, what happens is lost as well.
+        if self._lost and self._drained:
+            self._look_at_all()
+            self._lost = False
+        changes.extend(self._resync.step())
         return changes
+
+    def _look_at_all(self) -> None:
+        self._load_addresses()
+        self._look_at(self._devices)
+
+    def _look_at(self, names: Iterable[str]) -> None:
+        devices = [self._devices[name] for name in names]
+        for device in devices:
+            self._resync.request(device.name, device.index)
+        for device in devices:
+            self._restore(device)
 
     def _restore(self, device: _Device) -> None:
         """Write again what the kernel forgot while somebody had the device down."""
@@ -337,7 +370,7 @@ class Netlink:
         here, which is once in a holding time.
         """
         best: KernelRoute | None = None
-        for message in self._dump(None, destination.version, table, CoveringSearch(destination)):
+        for message in self._dump(destination.version, table, CoveringSearch(destination)):
             if not route_covers(message, destination):
                 continue
             route = decode_route(message)
@@ -350,18 +383,11 @@ class Netlink:
                 best = route
         return best
 
-    def _dump_routes(self, device: int) -> list[KernelRoute]:
-        """The routes by a device, of every table."""
-        messages = [message for version in FAMILIES for message in self._dump(device, version)]
-        return [route for message in messages if (route := decode_route(message)) is not None]
-
-    def _dump(
-        self, device: int | None, version: int, table: int = RT_TABLE_MAIN, search: CoveringSearch | None = None
-    ) -> list[Message]:
-        """The routes by a device, of every table, or without a device those of one table; all or those of a search."""
+    def _dump(self, version: int, table: int, search: CoveringSearch) -> list[Message]:
+        """The routes of a table that pass a search."""
         message: Any = rtmsg()
         message["family"] = FAMILIES[version]
-        message["attrs"] = [("RTA_TABLE", table)] if device is None else [("RTA_OIF", device)]
+        message["attrs"] = [("RTA_TABLE", table)]
         try:
             answer = self._requests.dump(RTM_GETROUTE, message, search)
         except OSError as error:

@@ -6,7 +6,7 @@ prefers. The mirror turns the kernel's messages into the changes of that one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -51,7 +51,9 @@ class _Rank(NamedTuple):
 
 
 #: A route's rank and its gateways through the tunnel.
-_Candidates = dict[tuple[_Rank, tuple[Address | None, ...]], None]
+_Candidate = tuple[_Rank, tuple[Address | None, ...]]
+#: With when it was last heard of, as `RouteMirror` counts.
+_Candidates = dict[_Candidate, int]
 
 
 def _rank(route: KernelRoute, table: int) -> _Rank:
@@ -100,9 +102,20 @@ def is_mirrored(route: KernelRoute) -> bool:
 
 
 class RouteMirror:
-    """The mirrored routes of all tunnels of this gateway. Tunnels are known by name, their devices by index."""
+    """The mirrored routes of all tunnels of this gateway. Tunnels are known by name, their devices by index.
+
+    A dump may be taken in by pieces, between which the kernel's messages go on. What a message says of a route counts
+    more than what the dump says of it, whichever comes first: a message that is older than the dump's piece is
+    followed by the newer ones. At the end, what neither the dump nor a message has named is gone.
+    """
 
     def __init__(self) -> None:
+        #: Counts what is heard of routes.
+        self._heard = 0
+        #: The tunnel that is being dumped, and what messages have taken from it since the dump began: routes, or (None)
+        #: all those of a rank but for the ones that messages have named since.
+        self._dumped: str | None = None
+        self._taken: set[tuple[Prefix, _Rank, tuple[Address | None, ...] | None]] = set()
         self._tunnels: dict[int, str] = {}
         #: Where a packet's route is looked up first: the main table, or that of the tunnel's VRF.
         self._tables: dict[str, int] = {}
@@ -125,15 +138,19 @@ class RouteMirror:
         if not is_mirrored(route):
             return []
         changes: list[RouteChange] = []
+        self._heard += 1
         for device, tunnel in self._tunnels.items():
             rank = _rank(route, self._tables[tunnel])
             candidates = self._routes[tunnel].get(route.prefix)
             ways = _ways(route, device)
-            if candidates is not None and replaces:
-                for candidate in [candidate for candidate in candidates if candidate[0] == rank]:
-                    del candidates[candidate]
+            if replaces:
+                present = candidates or {}
+                for candidate in [candidate for candidate in present if candidate[0] == rank]:
+                    del present[candidate]
+                if tunnel == self._dumped:
+                    self._taken.add((route.prefix, rank, None))
             if ways:
-                self._routes[tunnel].setdefault(route.prefix, {}).update(((rank, way), None) for way in ways)
+                self._routes[tunnel].setdefault(route.prefix, {}).update(((rank, way), self._heard) for way in ways)
             elif candidates is None:
                 continue
             changes.extend(self._settle(tunnel, route.prefix))
@@ -146,27 +163,67 @@ class RouteMirror:
             return changes
         for device, tunnel in self._tunnels.items():
             ways = _ways(route, device)
+            rank = _rank(route, self._tables[tunnel])
+            if tunnel == self._dumped:
+                self._taken.update((route.prefix, rank, way) for way in ways)
             candidates = self._routes[tunnel].get(route.prefix)
             if ways and candidates is not None:
                 for way in ways:
-                    candidates.pop((_rank(route, self._tables[tunnel]), way), None)
+                    candidates.pop((rank, way), None)
                 changes.extend(self._settle(tunnel, route.prefix))
         return changes
 
     def resync(self, tunnel: str, routes: Iterable[KernelRoute]) -> list[RouteChange]:
         """Take a dump as the whole truth about a tunnel."""
-        device = next(index for index, name in self._tunnels.items() if name == tunnel)
-        table = self._tables[tunnel]
-        fresh: dict[Prefix, _Candidates] = {}
-        for route in routes:
-            if is_mirrored(route) and (ways := _ways(route, device)):
-                fresh.setdefault(route.prefix, {}).update(((_rank(route, table), way), None) for way in ways)
-        stale = self._routes[tunnel].keys() - fresh.keys()
-        self._routes[tunnel] = fresh
-        changes: list[RouteChange] = []
-        for prefix in [*stale, *fresh]:
-            changes.extend(self._settle(tunnel, prefix))
+        begun = self.begin_dump(tunnel)
+        changes = self.take_dump(tunnel, routes)
+        for piece in self.end_dump(tunnel, begun, len(self._routes[tunnel]) or 1):
+            changes.extend(piece)
         return changes
+
+    def begin_dump(self, tunnel: str) -> int:
+        """A dump of a tunnel's routes begins, in place of one that has not ended. Gives when, for `end_dump`."""
+        self._dumped = tunnel
+        self._taken.clear()
+        return self._heard
+
+    def take_dump(self, tunnel: str, routes: Iterable[KernelRoute]) -> list[RouteChange]:
+        """Take in a piece of the dump that has begun."""
+        device = next(index for index, name in self._tunnels.items() if name == tunnel)
+        table, present, taken = self._tables[tunnel], self._routes[tunnel], self._taken
+        changes: list[RouteChange] = []
+        for route in routes:
+            if not is_mirrored(route):
+                continue
+            rank = _rank(route, table)
+            for way in _ways(route, device):
+                if taken and ((route.prefix, rank, way) in taken or (route.prefix, rank, None) in taken):
+                    continue
+                candidates = present.setdefault(route.prefix, {})
+                self._heard += 1
+                known = (rank, way) in candidates
+                candidates[rank, way] = self._heard
+                if not known:
+                    changes.extend(self._settle(tunnel, route.prefix))
+        return changes
+
+    def end_dump(self, tunnel: str, begun: int, limit: int) -> Iterator[list[RouteChange]]:
+        """Take out what has not been heard of since `begun`, and put the others in the kernel's order; `limit` prefixes
+        are looked at for each piece of the changes."""
+        present = self._routes[tunnel]
+        prefixes = list(present)
+        self._dumped = None
+        self._taken.clear()
+        for start in range(0, len(prefixes), limit):
+            changes: list[RouteChange] = []
+            for prefix in prefixes[start : start + limit]:
+                candidates = present.get(prefix, {})
+                heard = list(candidates.values())
+                if heard and (min(heard) <= begun or heard != sorted(heard)):
+                    left = ((one, when) for one, when in candidates.items() if when > begun)
+                    present[prefix] = dict(sorted(left, key=lambda entry: entry[1]))
+                    changes.extend(self._settle(tunnel, prefix))
+            yield changes
 
     def _settle(self, tunnel: str, prefix: Prefix) -> list[RouteChange]:
         candidates = self._routes[tunnel].get(prefix)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -292,9 +293,15 @@ def _failure(message: Message) -> OSError | None:
 
 
 class RequestSocket:
-    """Requests and dumps, one at a time; blocks for the microseconds that the kernel takes to answer."""
+    """Requests and dumps, one at a time; blocks for the microseconds that the kernel takes to answer.
 
-    def __init__(self) -> None:
+    `receive`: the octets of a dump that are taken from the kernel at a time.
+    """
+
+    def __init__(self, receive: int = _RECEIVE) -> None:
+        self._receive = receive
+        #: The table changed under the last dump: something may be missing in it.
+        self.interrupted = False
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self._socket.bind((0, 0))
         self._socket.settimeout(_ANSWER_DEADLINE)
@@ -329,14 +336,24 @@ class RequestSocket:
     def dump(self, kind: int, message: Any, search: CoveringSearch | None = None) -> list[Message]:
         """Everything of a kind that passes the message's filter and the search, as one consistent state."""
         split = _split if search is None else search.split
-        for _ in range(_DUMP_TRIES - 1):
+        for _ in range(_DUMP_TRIES):
             answer = self._exchange(kind, message, NLM_F_REQUEST | NLM_F_DUMP, split)
-            if not any(part.flags & NLM_F_DUMP_INTR for part in answer):
-                return answer
+            if not self.interrupted:
+                break
         # A table that never stands still is taken as it comes; its changes arrive through the monitor as well.
-        return self._exchange(kind, message, NLM_F_REQUEST | NLM_F_DUMP, split)
+        return answer
+
+    def read_dump(self, kind: int, message: Any) -> Iterator[Message]:
+        """Everything of a kind that passes the message's filter, taken from the kernel as it is read. Nothing else can
+        be asked until the end. `interrupted` says then whether it is one consistent state."""
+        self._send(kind, message, NLM_F_REQUEST | NLM_F_DUMP)
+        return self._answer(_split)
 
     def _exchange(self, kind: int, message: Any, flags: int, split: Split = _split) -> list[Message]:
+        self._send(kind, message, flags)
+        return list(self._answer(split))
+
+    def _send(self, kind: int, message: Any, flags: int) -> None:
         self._sequence = (self._sequence + 1) & 0x7FFFFFFF
         if isinstance(message, bytes):
             header = _HEADER.pack(_HEADER.size + len(message), kind, flags, self._sequence, 0)
@@ -346,23 +363,27 @@ class RequestSocket:
             message.reset()
             message.encode()
             self._socket.send(bytes(message.data))
-        answer: list[Message] = []
+
+    def _answer(self, split: Split) -> Iterator[Message]:
+        self.interrupted = False
         while True:
             try:
-                received = self._socket.recv(_RECEIVE)
+                received = self._socket.recv(self._receive)
             except TimeoutError:
                 raise OSError(errno.ETIMEDOUT, "the kernel did not answer a netlink request") from None
             for part, sequence in split(received):
                 if sequence != self._sequence:
                     continue  # the rest of an exchange that was given up
+                if part.flags & NLM_F_DUMP_INTR and part.kind != _NLMSG_ERROR:
+                    self.interrupted = True
                 if part.kind == _NLMSG_ERROR:
                     failure = _failure(part)
                     if failure is not None:
                         raise failure
-                    return answer
+                    return
                 if part.kind == _NLMSG_DONE:
-                    return answer
-                answer.append(part)
+                    return
+                yield part
 
 
 class MonitorSocket:
@@ -385,28 +406,37 @@ class MonitorSocket:
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise  # EINVAL: a kernel without next-hop objects (before 5.3), or without IPv6
+        # An overrun is an error of the socket, on which libuv stops watching a descriptor (EPOLLERR). What is watched
+        # is this, which is readable then.
+        self._ready = select.epoll()
+        self._ready.register(self._socket, select.EPOLLIN)
 
     def fileno(self) -> int:
         """The descriptor to watch for reading."""
-        return self._socket.fileno()
+        return self._ready.fileno()
 
     def close(self) -> None:
         """Close the socket."""
+        self._ready.close()
         self._socket.close()
 
-    def read(self, limit: int) -> tuple[list[Message], bool]:
-        """Up to `limit` datagrams' messages, and whether some were lost because they came too fast."""
+    def read(self, limit: int) -> tuple[list[Message], bool, bool]:
+        """Up to `limit` datagrams' messages, whether some were lost because they came too fast, and whether those that
+        wait have all been read.
+
+        When some are lost, so are all that come until those that wait have been read (netlink(7), ENOBUFS).
+        """
         messages: list[Message] = []
         lost = False
         for _ in range(limit):
             try:
                 received = self._socket.recv(_RECEIVE)
             except BlockingIOError:
-                break
+                return messages, lost, True
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
                 lost = True
                 continue
             messages.extend(message for message, _ in _split(received))
-        return messages, lost
+        return messages, lost, False

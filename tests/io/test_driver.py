@@ -231,6 +231,29 @@ def test_it_follows_its_source_address_and_mtu(gateway: Running) -> None:
     gateway.wait(lambda: tunnel()["source"] is None, "loss of the source")
 
 
+def test_it_answers_while_it_looks_at_many_routes_anew(gateway: Running) -> None:
+    def control() -> dict[str, int]:
+        counters: dict[str, int] = gateway.show("counters")["control"]
+        return counters
+
+    commands = (f"route add 10.{64 + (i >> 12)}.{i >> 4 & 255}.{(i & 15) << 4}/28 dev dsvpn0" for i in range(30_000))
+    before = control()
+    # Asleep, it cannot keep up.
+    gateway.process.send_signal(signal.SIGSTOP)
+    subprocess.run(["ip", "-batch", "-"], input="\n".join(commands), text=True, check=True)
+    gateway.process.send_signal(signal.SIGCONT)
+    gateway.wait(lambda: control()["netlink_overruns"] > before["netlink_overruns"], "overrun")
+    answers: list[int] = []
+
+    def looked_at() -> bool:
+        answers.append(control()["netlink_resyncs"])
+        return answers[-1] > before["netlink_resyncs"]
+
+    gateway.wait(looked_at, "end of looking at the routes")
+    gateway.wait(lambda: len(gateway.show("routes")) > 30_000, "all routes")
+    assert len(answers) > 5, "no answer came before all routes had been read"
+
+
 def test_strangers_cannot_stop_it_or_fill_its_log(gateway: Running) -> None:
     dice = random.Random(7)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import random
 import select
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
@@ -13,6 +15,9 @@ import pytest
 from dsvpn.addresses import Prefix
 from dsvpn.errors import HostError
 from dsvpn.gateway.forwarding import Via
+from dsvpn.io import netlink as netlink_module
+from dsvpn.io import resync as resync_module
+from dsvpn.io import rtnetlink
 from dsvpn.io.netlink import Netlink
 from dsvpn.io.routes import RouteAdded, RouteChange, RouteRemoved
 from dsvpn.nhrp import Route
@@ -47,8 +52,8 @@ def changes_until(netlink: Netlink, done: Callable[[], bool]) -> list[RouteChang
     deadline = time.monotonic() + _DEADLINE
     while not done():
         left = deadline - time.monotonic()
-        assert left > 0, f"nothing more after {changes}; mirrored: {netlink.routes('dsvpn0')}"
-        select.select([netlink], [], [], left)
+        assert left > 0, f"nothing more after {changes[-20:]}; mirrored: {list(netlink.routes('dsvpn0').items())[:20]}"
+        select.select([netlink], [], [], 0 if netlink.busy else left)
         changes.extend(netlink.read_changes())
     return changes
 
@@ -249,19 +254,122 @@ def test_the_source_address_is_followed(netlink: Netlink) -> None:
     changes_until(netlink, lambda: netlink.source("eth0", 4).address is None)
 
 
-def test_a_flood_that_overruns_the_monitor_loses_nothing(netlink: Netlink, monkeypatch: pytest.MonkeyPatch) -> None:
-    lost_ones = 0
-    read = netlink._monitor.read
+def batch(commands: Iterable[str]) -> None:
+    """Give `ip` many commands at once."""
+    subprocess.run(["ip", "-batch", "-"], input="\n".join(commands), text=True, check=True)
 
-    def counted(limit: int) -> tuple[list[object], bool]:
-        nonlocal lost_ones
-        messages, lost = read(limit)
-        lost_ones += lost
-        return list(messages), lost
 
-    monkeypatch.setattr(netlink._monitor, "read", counted)
-    netlink._monitor._socket.setsockopt(1, 8, 4096)  # SOL_SOCKET, SO_RCVBUF: overrun after a handful of messages
-    batch = "".join(f"route add 10.128.{i}.0/24 via 10.0.0.12 dev dsvpn0\n" for i in range(200))
-    subprocess.run(["ip", "-batch", "-"], input=batch, text=True, check=True)
-    changes_until(netlink, lambda: len(netlink.routes("dsvpn0")) == 202)
-    assert lost_ones > 0, "the receive buffer was meant to overrun"
+def overrun_soon(netlink: Netlink) -> None:
+    """Let the monitor overrun after a handful of messages."""
+    netlink._monitor._socket.setsockopt(1, 8, 4096)  # SOL_SOCKET, SO_RCVBUF
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many routes each call of `read_changes` has decoded, with the number of its changes."""
+    done: list[int] = []
+    decoded = 0
+
+    def counted(message: rtnetlink.Message) -> rtnetlink.KernelRoute | None:
+        nonlocal decoded
+        decoded += 1
+        return rtnetlink.decode_route(message)
+
+    read = Netlink.read_changes
+
+    def called(self: Netlink) -> list[RouteChange]:
+        nonlocal decoded
+        decoded = 0
+        changes = read(self)
+        done.append(decoded + len(changes))
+        return changes
+
+    for module in (netlink_module, resync_module):
+        monkeypatch.setattr(module, "decode_route", counted)
+    monkeypatch.setattr(Netlink, "read_changes", called)
+    return done
+
+
+def test_a_flood_that_overruns_the_monitor_loses_nothing_and_keeps_no_turn_long(
+    netlink: Netlink, work: list[int]
+) -> None:
+    overrun_soon(netlink)
+    batch(f"route add 10.128.{i >> 4}.{(i & 15) << 4}/28 via 10.0.0.12 dev dsvpn0" for i in range(3000))
+    changes = changes_until(netlink, lambda: len(netlink.routes("dsvpn0")) == 3002 and not netlink.busy)
+    assert netlink.counters["netlink_overruns"] > 0, "the receive buffer was meant to overrun"
+    assert len({change.prefix for change in changes}) == 3000
+    # A route of the dump counts one, the change that it makes another, and so does what the monitor has read.
+    assert max(work) <= 2 * (resync_module.SLICE + 64)
+    assert len(work) > 3000 // resync_module.SLICE
+
+
+def test_what_changes_while_routes_are_looked_at_anew_counts(netlink: Netlink, work: list[int]) -> None:
+    batch(f"route add 10.128.{i >> 4}.{(i & 15) << 4}/28 via 10.0.0.12 dev dsvpn0" for i in range(1500))
+    changes_until(netlink, lambda: len(netlink.routes("dsvpn0")) == 1502 and not netlink.busy)
+    overrun_soon(netlink)
+    batch(f"route replace 10.128.{i >> 4}.{(i & 15) << 4}/28 via 10.0.0.13 dev dsvpn0" for i in range(1500))
+    changes_until(netlink, lambda: netlink.busy)
+    dice = random.Random(1)
+    expected = {ip_network(f"10.128.{i >> 4}.{(i & 15) << 4}/28"): ip_address("10.0.0.13") for i in range(1500)}
+    before = len(work)
+    while netlink.busy and len(work) < before + 8:  # a few of them, between any two slices
+        prefix = dice.choice(list(expected))
+        if dice.random() < 0.5:
+            ip(f"route del {prefix}")
+            del expected[prefix]
+        else:
+            ip(f"route replace {prefix} via 10.0.0.14 dev dsvpn0")
+            expected[prefix] = ip_address("10.0.0.14")
+        netlink.read_changes()
+    assert len(work) > before + 3, "the dump was meant to take several turns"
+    on_link = {ip_network("10.0.0.0/24"): None, ip_network("fd00::/64"): None}
+    changes_until(netlink, lambda: not netlink.busy)
+    assert netlink.routes("dsvpn0") == {**expected, **on_link}
+
+
+def test_an_overrun_while_routes_are_looked_at_anew_has_them_looked_at_once_more(netlink: Netlink) -> None:
+    overrun_soon(netlink)
+    prefixes = [f"10.128.{i >> 4}.{(i & 15) << 4}/28" for i in range(1500)]
+    batch(f"route add {prefix} via 10.0.0.12 dev dsvpn0" for prefix in prefixes)
+    changes_until(netlink, lambda: netlink.busy)
+    # All in the part of the dump that has been read.
+    batch(f"route del {prefix}" for prefix in prefixes[:100])
+    batch(f"route add {prefix} via 10.0.0.13 dev dsvpn0" for prefix in prefixes[:50])
+    changes_until(netlink, lambda: not netlink.busy)
+    assert netlink.counters["netlink_overruns"] == 2
+    routes = netlink.routes("dsvpn0")
+    assert len(routes) == 1452
+    assert {routes.get(ip_network(prefix)) for prefix in prefixes[:50]} == {ip_address("10.0.0.13")}
+    assert {routes.get(ip_network(prefix), "absent") for prefix in prefixes[50:100]} == {"absent"}
+
+
+def test_what_happens_before_a_lost_flood_is_read_is_not_missed(netlink: Netlink) -> None:
+    """The kernel tells nothing of what comes between an overrun and the reading of all that waits."""
+    # Of setting up: it asks for a look at the routes as well.
+    assert netlink.read_changes() == []
+    overrun_soon(netlink)
+    batch(f"route add 10.128.{i}.0/24 via 10.0.0.12 dev dsvpn0" for i in range(200))
+    netlink._monitor.read, read = (lambda limit: read(1)), netlink._monitor.read  # type: ignore[method-assign]
+    for _ in range(5):
+        netlink.read_changes()
+    assert netlink.counters["netlink_overruns"] == 1
+    ip("route add 10.129.0.0/16 via 10.0.0.12 dev dsvpn0")
+    changes_until(netlink, lambda: len(netlink.routes("dsvpn0")) == 203)
+
+
+def test_a_kernel_that_refuses_a_dump_is_asked_again_when_something_changes(
+    netlink: Netlink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ip("link set dsvpn0 down")
+    with monkeypatch.context() as refusing:
+
+        def refused(*_: object) -> None:
+            raise OSError(errno.ENOBUFS, "No buffer space available")
+
+        refusing.setattr(rtnetlink.RequestSocket, "read_dump", refused)
+        with pytest.raises(HostError, match=r"^cannot read the kernel's routes: No buffer space available$"):
+            changes_until(netlink, lambda: netlink.routes("dsvpn0") == {})
+        assert not netlink.busy
+    assert netlink.routes("dsvpn0") != {}
+    ip("route add 10.6.0.0/16 dev eth0")
+    changes_until(netlink, lambda: netlink.routes("dsvpn0") == {})

@@ -89,6 +89,94 @@ def test_a_dump_after_lost_messages_gives_the_state_that_the_messages_would_have
         assert {change.prefix for change in dumped.resync("dsvpn0", [])} == set(replayed), f"seed {seed}"
 
 
+class Kernel:
+    """Routes of a few prefixes that change at random, the messages about it, and a dump that is read by pieces."""
+
+    def __init__(self, dice: random.Random) -> None:
+        self.dice = dice
+        self.routes: dict[Prefix, list[KernelRoute]] = {}
+        self.queue: list[tuple[str, KernelRoute]] = []
+
+    def change(self) -> None:
+        number, version = self.dice.randrange(6), self.dice.choice("46")
+        prefix = ip_network(f"10.{number}.0.0/16" if version == "4" else f"fd0{number}::/16")
+        via = f"{'10.0.0.' if version == '4' else 'fd::'}{self.dice.randrange(3) + 1}"
+        one = route(via, prefix=prefix, metric=self.dice.randrange(2))
+        present = self.routes.setdefault(prefix, [])
+        if one in present:
+            present.remove(one)
+            self.queue.append(("del", one))
+        elif self.dice.random() < 0.3:
+            present[:] = [other for other in present if other.metric != one.metric]
+            present.append(one)
+            self.queue.append(("replace", one))
+        else:
+            present.append(one)
+            self.queue.append(("new", one))
+
+    def deliver(self, table: RouteMirror, limit: int) -> None:
+        for kind, one in self.queue[:limit]:
+            if kind == "del":
+                table.removed(one)
+            else:
+                table.changed(one, replaces=kind == "replace")
+        del self.queue[:limit]
+
+    def all(self) -> list[KernelRoute]:
+        return [one for routes in self.routes.values() for one in routes]
+
+
+def test_messages_and_a_dump_by_pieces_give_the_kernels_state_whichever_comes_first() -> None:
+    for seed in range(300):
+        dice = random.Random(seed)
+        kernel, table, begun = Kernel(dice), mirror(), None
+        for _ in range(20):
+            kernel.change()
+        kernel.deliver(table, len(kernel.queue))
+        for _ in range(dice.randrange(20)):
+            kernel.change()
+        kernel.queue.clear()  # lost
+        for _ in range(2):
+            first = table.begin_dump("dsvpn0")
+            begun = first if begun is None else begun
+            # The kernel makes pieces a little ahead of their being read.
+            ahead: list[list[KernelRoute]] = []
+            for prefix in sorted(kernel.routes, key=str):
+                for _ in range(dice.randrange(3)):
+                    kernel.change()
+                ahead.append(list(kernel.routes.get(prefix, [])))
+                kernel.deliver(table, dice.randrange(4))
+                if len(ahead) > 2:
+                    table.take_dump("dsvpn0", ahead.pop(0))
+            for piece in ahead:
+                table.take_dump("dsvpn0", piece)
+        for _ in table.end_dump("dsvpn0", begun or 0, 2):
+            kernel.change()
+            kernel.deliver(table, dice.randrange(3))
+        kernel.deliver(table, len(kernel.queue))
+        fresh = mirror()
+        fresh.resync("dsvpn0", kernel.all())
+        # Routes of one metric have no order between them in a state, so the prefixes with one route each are compared
+        # by their gateways, and the others by having one that the kernel has.
+        assert table.best("dsvpn0").keys() == fresh.best("dsvpn0").keys(), f"seed {seed}"
+        for prefix, via in table.best("dsvpn0").items():
+            best = min(one.metric for one in kernel.routes[prefix])
+            gateways = {one.hops[0].gateway for one in kernel.routes[prefix] if one.metric == best}
+            if prefix.version == 6:
+                assert set(via if isinstance(via, tuple) else (via,)) == gateways, f"seed {seed}: {prefix}"
+            else:
+                assert via in gateways, f"seed {seed}: {prefix}"
+
+
+def test_an_end_of_a_dump_puts_siblings_in_the_kernels_order_and_moves_no_traffic_before() -> None:
+    table = mirror()
+    first, second = route("10.0.0.12"), route("10.0.0.13")
+    table.resync("dsvpn0", [first, second])
+    begun = table.begin_dump("dsvpn0")
+    assert table.take_dump("dsvpn0", [second, first]) == []
+    assert list(table.end_dump("dsvpn0", begun, 1)) == [[RouteAdded("dsvpn0", PREFIX, ip_address("10.0.0.13"))]]
+
+
 def test_a_multipath_route_gives_all_its_gateways() -> None:
     table = mirror()
     hops = tuple(RouteHop(DEVICE, ip_address(f"10.0.0.{number}")) for number in (13, 12))
