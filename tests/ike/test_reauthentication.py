@@ -24,9 +24,13 @@ def reauthenticating(a: float = 0.0, b: float = 0.0, **options: Any) -> Wire:
     return net
 
 
-@pytest.mark.parametrize(("a", "b"), [(1000.0, 0.0), (0.0, 1000.0), (1000.0, 5000.0)], ids=["ours", "peer's", "both"])
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [(1000.0, 0.0), (0.0, 1000.0), (1000.0, 5000.0), (5000.0, 1000.0)],
+    ids=["ours", "peer's", "both, ours is shorter", "both, the peer's is shorter"],
+)
 def test_initiator_makes_the_new_before_the_old_goes(a: float, b: float) -> None:
-    """By its own profile, or because the responder said so in AUTH_LIFETIME."""
+    """By its own profile, or because the responder said so in AUTH_LIFETIME: whichever is shorter."""
     net = reauthenticating(a, b)
     old_a, old_b, old_child = net.a.handle, net.b.handle, net.a.child
     net.sleep(799.9 - (net.now - START))

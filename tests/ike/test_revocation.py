@@ -84,6 +84,16 @@ def test_a_renewed_certificate_is_used_from_then_on_and_established_sas_stay() -
     assert [status.authentication for status in net.a.snapshot(net.now)] == ["ECDSA with SHA2-256", "Ed25519"]
 
 
+def test_a_new_certificate_is_taken_while_the_old_one_is_revoked() -> None:
+    """Of the same name and with the same key; even when its owner sends the old one along."""
+    old, new = gateway(A_NAME), gateway(A_NAME)
+    assert old.certificate.serial != new.certificate.serial
+    watchful = certified(B_NAME, gateway(B_NAME), trust=trust(crls=[root().crl(old)]))
+    make_wire(certified(A_NAME, new), watchful).connect()
+    make_wire(certified(A_NAME, new, chain=[old]), watchful).connect()
+    assert "is revoked" in refused(make_wire(certified(A_NAME, old, chain=[new]), watchful))
+
+
 def test_a_revoked_peer_is_closed_when_the_list_comes() -> None:
     bad, good = gateway(A_NAME), gateway(B_NAME)
     net = make_wire(certified(A_NAME, bad), certified(B_NAME, good))

@@ -2,41 +2,14 @@
 
 from __future__ import annotations
 
-import ast
-import re
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[2]
-_TEST = re.compile(r"`(tests/[^`]+\.py)::([^`]+)`")
-_PAGE = (ROOT / "docs" / "nhrp-conformance.md").read_text(encoding="utf-8")
+from tests.conformance import check_tests_of, page, rows
+
 #: Parts of the page: the rules of the RFC, what is not done (no tests there), what others test.
-_RULES, _, _REST = _PAGE.partition("## Not done")
+_RULES, _, _REST = page("nhrp-conformance.md").partition("## Not done")
 _OTHERS = _REST.partition("# What others test")[2]
-
-
-def rows(text: str) -> list[str]:
-    """The rows of all tables without their heads."""
-    return [
-        line
-        for line in text.splitlines()
-        if line.startswith("|") and not line.startswith(("| section", "| source", "|---"))
-    ]
-
-
 ROWS = rows(_RULES) + rows(_OTHERS)
-
-
-def defined_in(file: Path) -> set[str]:
-    """The tests of a file as pytest calls them."""
-    found = set()
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef):
-            found.add(node.name)
-        elif isinstance(node, ast.ClassDef):
-            found |= {f"{node.name}::{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)}
-    return {name for name in found if name.rpartition("::")[2].startswith("test_")}
 
 
 def test_there_are_scenarios_of_every_source() -> None:
@@ -52,7 +25,4 @@ def test_there_are_rules_of_every_section() -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
 def test_the_test_of_a_row_exists(row: str) -> None:
-    named = _TEST.findall(row)
-    assert named, "a row without a test"
-    for file, name in named:
-        assert name in defined_in(ROOT / file)
+    check_tests_of(row)
