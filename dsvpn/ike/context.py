@@ -67,6 +67,8 @@ class Context:
         self.half_open = HalfOpenTable(HalfOpenLimits() if limits is None else limits)
         self.half_open_refused = 0
         self.ikev1 = 0
+        #: Requests of a later major version that were answered.
+        self.later_versions = 0
         self._ikev1_told = -inf
         self.cookies = CookieJar(random)
         #: Associations with IKE SAs by the remote address of their path.

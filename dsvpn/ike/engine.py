@@ -24,6 +24,7 @@ from dsvpn.ike.profile import IkeProfile
 from dsvpn.ike.respond_init import respond_init
 from dsvpn.ike.snapshot import association_status
 from dsvpn.ike.status import IkeSaStatus
+from dsvpn.ike.version import receive_unreadable
 from dsvpn.ike.volume import Carried
 from dsvpn.wire import ikev2 as wire
 from dsvpn.wire.ikev2 import SPI_LENGTH, ZERO_SPI, ExchangeType
@@ -99,8 +100,7 @@ class IkeEngine:
         try:
             message = wire.Message.decode(data)
         except DecodeError:
-            if len(data) >= wire.HEADER_LENGTH and data[17] >> 4 == 1:
-                self._context.note_ikev1(path, now)
+            receive_unreadable(self._context, data, path, now)
             return
         header = message.header
         if header.exchange_type == ExchangeType.IKE_SA_INIT and not header.is_response:
@@ -350,6 +350,7 @@ class IkeEngine:
             "half_open_evicted": context.half_open.evicted,
             "half_open_refused": context.half_open_refused,
             "ikev1": context.ikev1,
+            "later_versions": context.later_versions,
             **context.lost_spis.counters(),
             **context.redirects.counters(),
         }

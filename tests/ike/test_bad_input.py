@@ -70,10 +70,12 @@ def _bombard(net: Wire, flight: InFlight) -> None:
             # Nothing protects IKE_SA_INIT: a changed request is another stranger's, and gets an answer.
             assert all(wire.Message.decode(answer).header.is_response for answer, _ in answers)
         else:
-            # Other SPIs are those of an IKE SA that is not here, which is said in clear at a limited rate.
-            lost = wire.Notify(NotifyType.INVALID_IKE_SPI)
-            assert all(wire.Message.decode(answer).payloads == (lost,) for answer, _ in answers)
-            assert not answers or data[:16] != flight.data[:16]
+            # Other SPIs are those of an IKE SA that is not here, which is said in clear at a limited rate, and so is
+            # that a version is not ours.
+            later = data[17] >> 4 > 2 if len(data) > 17 else False
+            said = wire.Notify(NotifyType.INVALID_MAJOR_VERSION if later else NotifyType.INVALID_IKE_SPI)
+            assert all(wire.Message.decode(answer).payloads == (said,) for answer, _ in answers)
+            assert not answers or later or data[:16] != flight.data[:16]
             assert state(net, flight.receiver) == before, data.hex()
     assert not flight.receiver.of(events.IkeAuthenticationRefused)
 
@@ -297,4 +299,30 @@ def test_ikev1_gets_no_answer_and_is_named_once_a_minute() -> None:
     net.b.engine.receive_datagram(header + (28).to_bytes(4, "big"), net.b.path_to(net.a), net.now)
     net.b.drain()
     assert len(net.b.of(events.IkeAuthenticationRefused)) == 2
+    assert not net.b.engine._context.ike_sas
+
+
+def test_a_later_version_is_told_ours_at_a_limited_rate() -> None:
+    """
+    HDR(version 3)  -->
+                                    <--  HDR(version 2), N(INVALID_MAJOR_VERSION)
+    """
+    net = make_wire()
+    path = net.b.path_to(net.a)
+    request = bytes(range(16)) + bytes((33, 0x30, 34, 0x08)) + bytes((0, 0, 0, 7, 0, 0, 0, 28))
+    for octets in (request, request[:27] + b"\x2c" + b"of whatever form"):
+        net.now += 1
+        for _ in range(50):
+            net.b.engine.receive_datagram(octets, path, net.now)
+        ((answer, way),) = net.b.engine.datagrams_to_send(net.now)
+        assert way == path
+        message = wire.Message.decode(answer)
+        assert message.header == wire.Header(bytes(range(8)), bytes(range(8, 16)), 34, wire.Flag.RESPONSE, 7)
+        assert message.payloads == (wire.Notify(NotifyType.INVALID_MAJOR_VERSION),)
+    assert net.b.engine.counters()["later_versions"] == 2
+    # An answer is never answered, and neither is what has no version: too short, too long, without an SPI.
+    net.now += 10
+    for octets in (request[:19] + b"\x28" + request[20:], request[:27], request + b"x", bytes(8) + request[8:]):
+        net.b.engine.receive_datagram(octets, path, net.now)
+    assert not net.b.engine.datagrams_to_send(net.now)
     assert not net.b.engine._context.ike_sas
