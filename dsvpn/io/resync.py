@@ -8,7 +8,6 @@ the monitor tells meanwhile counts as well (`RouteMirror` says how that comes ou
 from __future__ import annotations
 
 import errno
-import socket
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -17,7 +16,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from dsvpn.errors import HostError
 from dsvpn.io.routes import RouteChange, RouteMirror
-from dsvpn.io.rtnetlink import RTM_GETROUTE, RTM_NEWROUTE, RequestSocket, decode_route
+from dsvpn.io.rtnetlink import FAMILIES, RTM_GETROUTE, RTM_NEWROUTE, RequestSocket, decode_route
 
 #: What one step may cost: a route of the dump is 1, and so is a change. A few milliseconds.
 SLICE = 128
@@ -27,7 +26,6 @@ _PIECE = 16
 _PASSES = 2
 #: The kernel makes a datagram as large as the buffer, and makes it while the gateway waits.
 _RECEIVE = 1 << 14
-_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 #: Changes, and what they and finding them cost.
 _Piece = tuple[list[RouteChange], int]
@@ -106,7 +104,7 @@ class Resync:
             # What any of them has is there: what went since, a message has told.
             first = self._mirror.begin_dump(tunnel)
             begun = first if begun is None else begun
-            for family in _FAMILIES:
+            for family in FAMILIES.values():
                 yield from self._dump(tunnel, device, family)
             if not self._disturbed:
                 break
