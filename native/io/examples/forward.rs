@@ -4,19 +4,16 @@
 //!
 //! `cargo run --release -p dsvpn-io --example forward`; with `--features bench` also the null cipher.
 
-use std::hint::black_box;
-use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+mod common;
 
+use std::time::Duration;
+
+use common::{adjacency, imix};
 use dsvpn_dataplane::kernel::{Kernel, set_kernel};
 use dsvpn_dataplane::*;
-use dsvpn_io::{Decap, Encap, aead};
+use dsvpn_io::aead;
 use dsvpn_wire::checksum;
 use dsvpn_wire::virtio::{self, VirtioNetHeader};
-
-const OURS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-const THEIRS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
 
 fn tcp_packet(length: usize, sequence: u32) -> Vec<u8> {
     let mut octets = vec![0u8; length];
@@ -38,15 +35,20 @@ struct Case {
     packets: Vec<PacketMeta>,
 }
 
-fn singles(name: &'static str, length: usize, count: usize) -> Case {
-    let mut arena = Vec::new();
-    let mut packets = Vec::new();
+/// Packets of one flow, the sequence number of each `apart` from that before it.
+fn packets(name: &'static str, length: impl Fn(usize) -> usize, apart: usize, count: usize) -> Case {
+    let mut case = Case { name, arena: Vec::new(), packets: Vec::new() };
     for index in 0..count {
-        let octets = tcp_packet(length, (index * (length - 40)) as u32);
-        packets.push(PacketMeta { offset: arena.len() as u32, length: length as u32, ..PacketMeta::default() });
-        arena.extend_from_slice(&octets);
+        let octets = tcp_packet(length(index), (index * apart) as u32);
+        let offset = case.arena.len() as u32;
+        case.packets.push(PacketMeta { offset, length: octets.len() as u32, ..PacketMeta::default() });
+        case.arena.extend_from_slice(&octets);
     }
-    Case { name, arena, packets }
+    case
+}
+
+fn singles(name: &'static str, length: usize, count: usize) -> Case {
+    packets(name, |_| length, length - 40, count)
 }
 
 fn superpackets(name: &'static str, count: usize) -> Case {
@@ -68,13 +70,7 @@ fn superpackets(name: &'static str, count: usize) -> Case {
 struct Bench {
     writer: TablesWriter,
     reader: TablesReader,
-    encap: Encap,
-    decap: Decap,
-    send: Vec<u8>,
-    batch: SendBatch,
-    replies: TunBatch,
-    tun: TunBatch,
-    datagrams: Vec<Datagram>,
+    ends: common::Bench,
     /// Nanoseconds per packet of each round.
     times: [Vec<f64>; 2],
 }
@@ -82,37 +78,17 @@ struct Bench {
 impl Bench {
     fn new(suite: Suite, kernel: Option<&'static Kernel>) -> Self {
         set_kernel(kernel);
-        let shared = Arc::new(Shared::default());
         let (mut writer, reader) = tables();
         let keymat: Vec<u8> = (0..suite.keymat_length() as u8).collect();
         writer.add_tunnel(0, TunnelConfig { key: Some(42), ..TunnelConfig::default() }).unwrap();
-        let adjacency = AdjacencyConfig {
-            tunnel: 0,
-            encapsulation: Encapsulation::Udp,
-            local: Some(OURS),
-            remote: THEIRS,
-            remote_port: 4500,
-            mtu: 1430,
-        };
-        writer.set_adjacency(1, adjacency).unwrap();
+        writer.set_adjacency(1, adjacency(1430)).unwrap();
         writer.set_next_hop(1, Some(1), false).unwrap();
         writer.set_route(0, "10.1.0.0/16".parse().unwrap(), 1).unwrap();
         let spi = writer.allocate_spi(7).unwrap();
         writer.add_inbound_sa(spi, suite, &keymat, &[1], false, 1024).unwrap();
         writer.set_outbound_sa(spi, suite, &keymat, &[1], false).unwrap();
         writer.commit();
-        Self {
-            writer,
-            reader,
-            encap: Encap::new(Arc::clone(&shared), EncapConfig::default()),
-            decap: Decap::new(shared, DecapConfig::default()),
-            send: vec![0; 256 * 1024],
-            batch: SendBatch::new(),
-            replies: TunBatch::new(),
-            tun: TunBatch::new(),
-            datagrams: Vec::new(),
-            times: Default::default(),
-        }
+        Self { writer, reader, ends: common::Bench::new(256 * 1024), times: Default::default() }
     }
 
     /// Look at inner sources, each of which is routed to the peer by a route of its own.
@@ -127,45 +103,14 @@ impl Bench {
 
     /// Some vectors; the packets and inner octets of one.
     fn round(&mut self, case: &Case) -> (u64, u64) {
-        let tables = self.reader.enter().unwrap();
         let (mut there, mut back) = (Duration::ZERO, Duration::ZERO);
-        let (mut segments, mut octets) = (0, 0);
         let vectors = 16;
         for _ in 0..vectors {
-            let start = Instant::now();
-            let progress = self.encap.run(
-                &tables,
-                0,
-                &case.arena,
-                &case.packets,
-                &mut self.send,
-                &mut self.batch,
-                &mut self.replies,
-                1,
-            );
-            there += start.elapsed();
-            assert_eq!(progress.consumed, case.packets.len());
-            self.datagrams.clear();
-            self.datagrams.extend(self.batch.messages.iter().map(|message| Datagram {
-                offset: message.offset,
-                length: message.length,
-                segment_size: message.segment_size,
-                kind: DatagramKind::UdpNat,
-                local: Some(OURS),
-                local_port: 4500,
-                remote: THEIRS,
-                remote_port: 4500,
-            }));
-            let start = Instant::now();
-            self.decap.run(&tables, &mut self.send, &self.datagrams, &mut self.tun, 1);
-            back += start.elapsed();
-            segments = self.batch.messages.iter().map(|message| u64::from(message.segments)).sum();
-            octets = self.tun.packets.iter().map(|packet| u64::from(packet.length) - 10).sum();
-            black_box(&self.tun);
-            self.batch.clear();
-            self.tun.clear();
-            self.replies.clear();
+            there += self.ends.encap(&self.reader, &case.arena, &case.packets);
+            back += self.ends.decap(&self.reader);
         }
+        let segments = self.ends.batch.messages.iter().map(|message| u64::from(message.segments)).sum();
+        let octets = self.ends.tun.packets.iter().map(|packet| u64::from(packet.length) - 10).sum();
         assert!(segments > 0 && octets > 0);
         for (times, time) in self.times.iter_mut().zip([there, back]) {
             times.push(time.as_nanos() as f64 / (vectors * segments) as f64);
@@ -229,23 +174,6 @@ fn compare(case: &Case, suite: Suite, mut benches: Vec<(&'static str, Bench)>) {
     }
 }
 
-/// Seven of 64 octets, four of 576, one of 1424: the simple IMIX.
-fn imix() -> Case {
-    let mut case = Case { name: "IMIX x 240", arena: Vec::new(), packets: Vec::new() };
-    for index in 0..240 {
-        let length = match index * 5 % 12 {
-            0 => 1424,
-            1..=4 => 576,
-            _ => 64,
-        };
-        let octets = tcp_packet(length, (index * 1000) as u32);
-        let offset = case.arena.len() as u32;
-        case.packets.push(PacketMeta { offset, length: length as u32, ..PacketMeta::default() });
-        case.arena.extend_from_slice(&octets);
-    }
-    case
-}
-
 /// Every packet from another source than the one before it.
 fn many_sources(name: &'static str, length: usize) -> Case {
     let mut case = singles(name, length, 256);
@@ -265,8 +193,12 @@ fn main() {
     }
     println!("{} against {}", aead::kernel().map_or("no kernel", |kernel| kernel.name), backend());
     dsvpn_io::checksum::install();
-    let cases =
-        [singles("64 B x 256", 64, 256), imix(), singles("1424 B x 64", 1424, 64), superpackets("64 KB TSO x 2", 2)];
+    let cases = [
+        singles("64 B x 256", 64, 256),
+        packets("IMIX x 240", imix, 1000, 240),
+        singles("1424 B x 64", 1424, 64),
+        superpackets("64 KB TSO x 2", 2),
+    ];
     let suites = [
         Suite::Aes128Gcm16,
         Suite::Aes256Gcm16,

@@ -4,19 +4,17 @@
 //!
 //! `cargo run --release -p dsvpn-io --example tables [-- PEERS ROUTES [VECTORS]]`
 
-use std::hint::black_box;
-use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
+mod common;
+
+use std::net::Ipv4Addr;
 use std::time::Instant;
 
+use common::{Bench, adjacency, imix};
 use dsvpn_dataplane::*;
-use dsvpn_io::{Decap, Encap};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const OURS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-const THEIRS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
 const FIRST_ROUTE: u32 = 20 << 24;
 const VECTOR: usize = 256;
 
@@ -72,13 +70,7 @@ struct Side {
     routes: usize,
     sender: (TablesWriter, TablesReader),
     receiver: (TablesWriter, TablesReader),
-    encap: Encap,
-    decap: Decap,
-    send: Vec<u8>,
-    batch: SendBatch,
-    replies: TunBatch,
-    tun: TunBatch,
-    datagrams: Vec<Datagram>,
+    bench: Bench,
     random: Random,
     times: [Vec<f64>; 2],
 }
@@ -92,16 +84,8 @@ impl Side {
         for peer in 0..peers as u32 {
             let mut keymat: Vec<u8> = (0..suite.keymat_length() as u8).collect();
             keymat[..4].copy_from_slice(&peer.to_be_bytes());
-            let adjacency = AdjacencyConfig {
-                tunnel: 0,
-                encapsulation: Encapsulation::Udp,
-                local: Some(OURS),
-                remote: THEIRS,
-                remote_port: 4500,
-                mtu: 1434,
-            };
             for (writer, _) in [&mut sender, &mut receiver] {
-                writer.set_adjacency(peer, adjacency).unwrap();
+                writer.set_adjacency(peer, adjacency(1434)).unwrap();
             }
             let spi = receiver.0.allocate_spi(peer + 7).unwrap();
             receiver.0.add_inbound_sa(spi, suite, &keymat, &[peer], false, 1024).unwrap();
@@ -114,18 +98,11 @@ impl Side {
         }
         sender.0.commit();
         receiver.0.commit();
-        let shared = Arc::new(Shared::default());
         Self {
             routes,
             sender,
             receiver,
-            encap: Encap::new(Arc::clone(&shared), EncapConfig::default()),
-            decap: Decap::new(shared, DecapConfig::default()),
-            send: vec![0; 1 << 20],
-            batch: SendBatch::new(),
-            replies: TunBatch::new(),
-            tun: TunBatch::new(),
-            datagrams: Vec::new(),
+            bench: Bench::new(1 << 20),
             random: Random(0x9e37_79b9_7f4a_7c15),
             times: Default::default(),
         }
@@ -133,31 +110,12 @@ impl Side {
 
     fn vector(&mut self, packets: &mut Packets, train: usize) {
         packets.aim(train, self.routes, &mut self.random);
-        let tables = self.sender.1.enter().unwrap();
-        let start = Instant::now();
-        let (send, batch, replies) = (&mut self.send, &mut self.batch, &mut self.replies);
-        let progress = self.encap.run(&tables, 0, &packets.arena, &packets.metas, send, batch, replies, 1);
-        self.times[0].push(start.elapsed().as_nanos() as f64 / VECTOR as f64);
-        assert_eq!(progress.consumed, VECTOR);
-        self.datagrams.clear();
-        self.datagrams.extend(self.batch.messages.iter().map(|message| Datagram {
-            offset: message.offset,
-            length: message.length,
-            segment_size: if message.segments > 1 { message.segment_size } else { 0 },
-            kind: DatagramKind::UdpNat,
-            local: Some(OURS),
-            local_port: 4500,
-            remote: THEIRS,
-            remote_port: 4500,
-        }));
-        let tables = self.receiver.1.enter().unwrap();
-        let start = Instant::now();
-        self.decap.run(&tables, &mut self.send, &self.datagrams, &mut self.tun, 1);
-        self.times[1].push(start.elapsed().as_nanos() as f64 / VECTOR as f64);
-        black_box(&self.tun);
-        assert!(self.tun.packets.iter().map(|packet| packet.segments as usize).sum::<usize>() >= VECTOR);
-        self.batch.clear();
-        self.tun.clear();
+        let times =
+            [self.bench.encap(&self.sender.1, &packets.arena, &packets.metas), self.bench.decap(&self.receiver.1)];
+        for (all, time) in self.times.iter_mut().zip(times) {
+            all.push(time.as_nanos() as f64 / VECTOR as f64);
+        }
+        assert!(self.bench.tun.packets.iter().map(|packet| packet.segments as usize).sum::<usize>() >= VECTOR);
     }
 }
 
@@ -201,11 +159,6 @@ fn main() {
     let vectors = arguments.next().unwrap_or(800);
     let (mut small, mut large) = (Side::new(10, 10, Suite::Aes128Gcm16), Side::new(peers, routes, Suite::Aes128Gcm16));
     println!("{routes} routes and {peers} peers, against 10 of each; {}", backend());
-    let imix = |index: usize| match index * 5 % 12 {
-        0 => 1424,
-        1..=4 => 576,
-        _ => 64,
-    };
     let mut cases = [("64 B", Packets::new(|_| 64)), ("IMIX", Packets::new(imix)), ("1424 B", Packets::new(|_| 1424))];
     for train in [1, 16, 64] {
         for (name, packets) in &mut cases {
