@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from scapy.layers.inet import ICMP, IP, UDP
-from scapy.layers.ipsec import ESP, SecurityAssociation
 from scapy.layers.l2 import GRE
 from scapy.packet import Raw
 from scapy.utils import wrpcap
@@ -19,6 +16,7 @@ from dsvpn.ike.suites import CBC_CIPHERS, CTR_CIPHERS, INTEGRITIES, parse_esp_su
 from dsvpn.io.keylog import KeyLog
 from dsvpn.policy import inner_mtu
 from tests.decryption import echoes_seen_by_tshark
+from tests.native.associations import association, keymat, opened, sealed_gre
 from tests.native.vectors import (
     ADJACENCY,
     KEY,
@@ -33,13 +31,8 @@ from tests.native.vectors import (
 )
 
 SUITES = [f"{cipher}-{integrity}" for cipher in [*CBC_CIPHERS, *CTR_CIPHERS] for integrity in INTEGRITIES]
-SCAPY_INTEGRITY = {"sha256": "SHA2-256-128", "sha384": "SHA2-384-192", "sha512": "SHA2-512-256"}
 SIZES = [*range(40), 100, 1000, 1300]
 ESN = pytest.mark.parametrize("esn", [False, True], ids=["no-esn", "esn"])
-
-
-def keymat(suite: str, side: int) -> bytes:
-    return hashlib.shake_256(f"{suite} {side}".encode()).digest(parse_esp_suite(suite).keymat_length)
 
 
 def pair(suite: str, esn: bool, encapsulation: Encapsulation = "esp") -> tuple[Gateway, Gateway]:
@@ -49,24 +42,6 @@ def pair(suite: str, esn: bool, encapsulation: Encapsulation = "esp") -> tuple[G
         one.forwarder.set_outbound_sa(other.spi, suite, keymat(suite, 1 - side), [ADJACENCY], esn)
         one.forwarder.commit()
     return made
-
-
-def association(spi: int, suite: str, esn: bool) -> Any:
-    """scapy's SA with the keys of what goes to the second gateway."""
-    esp = parse_esp_suite(suite)
-    assert esp.integrity is not None
-    keys = keymat(suite, 1)
-    return SecurityAssociation(
-        ESP,
-        spi=spi,
-        seq_num=1,
-        crypt_algo="AES-CTR" if "ctr" in suite else "AES-CBC",
-        crypt_key=keys[: esp.cipher.keymat_length],
-        auth_algo=SCAPY_INTEGRITY[esp.integrity.name],
-        auth_key=keys[esp.cipher.keymat_length :],
-        esn_en=esn,
-        esn=0,
-    )
 
 
 def test_there_are_tests_of_every_suite() -> None:
@@ -90,10 +65,10 @@ def test_scapy_opens_what_is_sealed(suite: str, esn: bool) -> None:
         # As much padding as the cipher needs and no more.
         assert 0 <= ciphertext - (8 + len(packet.octets) + 2) < esp.block_length
         assert ciphertext % esp.block_length == 0
-        opened = opener.decrypt(IP(bytes(IP(src="192.0.2.1", dst="192.0.2.2", proto=50) / ESP(datagram))))
-        assert opened.proto == 47
-        assert opened[GRE].key == KEY
-        assert bytes(opened[GRE].payload) == packet.octets
+        inner = opened(opener, datagram)
+        assert inner.proto == 47
+        assert inner[GRE].key == KEY
+        assert bytes(inner[GRE].payload) == packet.octets
     assert len(ivs) == len(packets)
     assert octets_of(*other.decap(arena, datagrams).gather(arena)) == [packet.octets for packet in packets]
     assert not one.drops()
@@ -106,10 +81,7 @@ def test_what_scapy_seals_is_opened(suite: str, esn: bool) -> None:
     _, other = pair(suite, esn)
     sealer = association(other.spi, suite, esn)
     inner = [bytes(ip() / ICMP(seq=size) / payload(size)) for size in SIZES]
-    datagrams = []
-    for octets in inner:
-        plain = IP(src="192.0.2.1", dst="192.0.2.2") / GRE(key_present=1, key=KEY, proto=0x0800) / Raw(octets)
-        datagrams.append(bytes(IP(bytes(sealer.encrypt(IP(bytes(plain)))))[ESP]))
+    datagrams = [sealed_gre(sealer, octets) for octets in inner]
     arena, rows = datagram_rows(datagrams, "esp")
     assert octets_of(*other.decap(arena, rows).gather(arena)) == inner
     assert not other.drops()

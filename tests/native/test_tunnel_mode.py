@@ -7,14 +7,12 @@ from typing import Any
 import pytest
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.inet6 import IPv6
-from scapy.layers.ipsec import ESP, SecurityAssociation
 from scapy.layers.l2 import GRE
 from scapy.packet import Raw
 
 from dsvpn.ike.suites import parse_esp_suite
 from dsvpn.policy import inner_mtu
-from tests.native.network import KEYMAT
-from tests.native.test_esp_hmac import SCAPY_INTEGRITY, keymat
+from tests.native.associations import association, keymat, opened, sealed
 from tests.native.vectors import (
     ADJACENCY,
     KEY,
@@ -32,10 +30,6 @@ SIZES = [*range(20), 100, 1000, 1300]
 ENDS = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::2")}
 
 
-def keys(suite: str) -> bytes:
-    return KEYMAT[suite] if suite in KEYMAT else keymat(suite, 1)
-
-
 def pair(suite: str, esn: bool, version: int, mtu: int = 1430) -> tuple[Gateway, Gateway]:
     """What the first sends, the second takes."""
     one, other = Gateway(1, "esp"), Gateway(2, "esp")
@@ -43,30 +37,16 @@ def pair(suite: str, esn: bool, version: int, mtu: int = 1430) -> tuple[Gateway,
         gateway.forwarder.set_adjacency(ADJACENCY, gateway.tunnel, "esp-tunnel", local, remote, 0, mtu)
         # The endpoints that the rows of datagrams name have index 0.
         gateway.endpoints = gateway.forwarder.add_endpoints(local, 0, remote, 0)
-    other.forwarder.add_inbound_sa(other.spi, suite, keys(suite), [ADJACENCY], esn, 1024)
-    one.forwarder.set_outbound_sa(other.spi, suite, keys(suite), [ADJACENCY], esn)
+    other.forwarder.add_inbound_sa(other.spi, suite, keymat(suite), [ADJACENCY], esn, 1024)
+    one.forwarder.set_outbound_sa(other.spi, suite, keymat(suite), [ADJACENCY], esn)
     for gateway in (one, other):
         gateway.forwarder.commit()
     return one, other
 
 
-def association(spi: int, suite: str, esn: bool, version: int) -> Any:
-    """scapy's SA with the same keys, in tunnel mode."""
-    local, remote = ENDS[version]
-    header = IP(src=local, dst=remote) if version == 4 else IPv6(src=local, dst=remote)
-    if suite in KEYMAT:
-        algorithms = {"crypt_algo": "AES-GCM", "crypt_key": keys(suite)}
-    else:
-        esp = parse_esp_suite(suite)
-        assert esp.integrity is not None
-        split = esp.cipher.keymat_length
-        algorithms = {
-            "crypt_algo": "AES-CTR" if "ctr" in suite else "AES-CBC",
-            "crypt_key": keys(suite)[:split],
-            "auth_algo": SCAPY_INTEGRITY[esp.integrity.name],
-            "auth_key": keys(suite)[split:],
-        }
-    return SecurityAssociation(ESP, spi=spi, seq_num=1, tunnel_header=header, esn_en=esn, esn=0, **algorithms)
+def header(version: int, local: str, remote: str, protocol: int = 0) -> Any:
+    """An IP header between two addresses."""
+    return IP(src=local, dst=remote, proto=protocol) if version == 4 else IPv6(src=local, dst=remote, nh=protocol)
 
 
 @pytest.mark.parametrize("esn", [False, True], ids=["no-esn", "esn"])
@@ -76,22 +56,21 @@ def test_scapy_opens_what_is_sealed(suite: str, version: int, esn: bool) -> None
     one, other = pair(suite, esn, version)
     packets = [TunPacket(bytes(ip(tos=0xB8) / ICMP(seq=size) / payload(size))) for size in SIZES]
     arena, datagrams = one.encap_all(packets)
-    opener = association(other.spi, suite, esn, version)
-    local, remote = ENDS[version]
+    opener = association(other.spi, suite, esn, header(version, *ENDS[version]))
+    outer = header(version, *ENDS[version], 50)
     for datagram, packet in zip(split_datagrams(arena, datagrams), packets, strict=True):
-        outer = IP(src=local, dst=remote, proto=50) if version == 4 else IPv6(src=local, dst=remote, nh=50)
-        opened = opener.decrypt(type(outer)(bytes(outer / ESP(datagram))))
-        assert type(opened) is type(outer)
-        assert (opened.src, opened.dst) == ENDS[version]
+        inner = opened(opener, datagram, outer)
+        assert type(inner) is type(outer)
+        assert (inner.src, inner.dst) == ENDS[version]
         if version == 4:
-            assert (opened.proto, opened.tos, str(opened.flags), opened.ttl) == (47, 0xB8, "DF", 64)
-            again = opened.copy()
+            assert (inner.proto, inner.tos, str(inner.flags), inner.ttl) == (47, 0xB8, "DF", 64)
+            again = inner.copy()
             del again.chksum, again.len
-            assert bytes(again) == bytes(opened)
+            assert bytes(again) == bytes(inner)
         else:
-            assert (opened.nh, opened.tc, opened.plen) == (47, 0xB8, 8 + len(packet.octets))
-        assert opened[GRE].key == KEY
-        assert bytes(opened[GRE].payload) == packet.octets
+            assert (inner.nh, inner.tc, inner.plen) == (47, 0xB8, 8 + len(packet.octets))
+        assert inner[GRE].key == KEY
+        assert bytes(inner[GRE].payload) == packet.octets
     assert octets_of(*other.decap(arena, datagrams).gather(arena)) == [packet.octets for packet in packets]
     assert not one.drops()
     assert not other.drops()
@@ -101,26 +80,25 @@ def test_scapy_opens_what_is_sealed(suite: str, version: int, esn: bool) -> None
 @pytest.mark.parametrize("suite", SUITES)
 def test_what_scapy_seals_is_opened_between_these_addresses_alone(suite: str, version: int) -> None:
     _, other = pair(suite, True, version)
-    sealer = association(other.spi, suite, True, version)
     local, remote = ENDS[version]
+    sealer = association(other.spi, suite, True, header(version, local, remote))
     gre = GRE(key_present=1, key=KEY, proto=0x0800)
 
-    def sealed(source: str, destination: str, content: Any) -> bytes:
-        inner = IP(src=source, dst=destination, proto=47) if version == 4 else IPv6(src=source, dst=destination, nh=47)
-        return bytes(type(inner)(bytes(sealer.encrypt(type(inner)(bytes(inner / content)))))[ESP])
+    def between(source: str, destination: str, content: Any) -> bytes:
+        return sealed(sealer, header(version, source, destination, 47) / content)
 
     inner = [bytes(ip() / ICMP(seq=size) / payload(size)) for size in SIZES]
-    arena, rows = datagram_rows([sealed(local, remote, gre / Raw(octets)) for octets in inner], "esp")
+    arena, rows = datagram_rows([between(local, remote, gre / Raw(octets)) for octets in inner], "esp")
     assert octets_of(*other.decap(arena, rows).gather(arena)) == inner
     assert not other.drops()
 
     stranger = "192.0.2.77" if version == 4 else "2001:db8::77"
     for number, ends in enumerate([(stranger, remote), (local, stranger), (remote, local)], 1):
-        arena, rows = datagram_rows([sealed(*ends, gre / Raw(inner[0]))], "esp")
+        arena, rows = datagram_rows([between(*ends, gre / Raw(inner[0]))], "esp")
         assert not octets_of(*other.decap(arena, rows).gather(arena))
         assert other.drops() == {"drop_tunnel_header": number}
     # Users' packets without GRE are nobody's either.
-    arena, rows = datagram_rows([sealed(local, remote, Raw(b"x" * 30))], "esp")
+    arena, rows = datagram_rows([between(local, remote, Raw(b"x" * 30))], "esp")
     assert not octets_of(*other.decap(arena, rows).gather(arena))
     assert other.drops() == {"drop_tunnel_header": 3, "drop_malformed_gre": 1}
 

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
-from scapy.layers.ipsec import ESP, SecurityAssociation
 from scapy.layers.l2 import GRE
-from scapy.packet import Raw
 
+from tests.native.associations import association, opened, sealed_gre
 from tests.native.network import KEYMAT
 from tests.native.vectors import (
     ADJACENCY,
@@ -35,16 +34,8 @@ from tests.native.vectors import (
 )
 
 SUITES = sorted(KEYMAT)
-SCAPY = {"aes128gcm16": "AES-GCM", "aes256gcm16": "AES-GCM", "chacha20poly1305": "CHACHA20-POLY1305"}
 #: ICMP: nothing merges them.
 SIZES = [0, 1, 2, 3, 4, 5, 15, 16, 100, 1000, MTU - 28]
-
-
-def association(spi: int, suite: str, esn: bool) -> Any:
-    """scapy's SA with the same keys."""
-    return SecurityAssociation(
-        ESP, spi=spi, seq_num=1, crypt_algo=SCAPY[suite], crypt_key=KEYMAT[suite], esn_en=esn, esn=0
-    )
 
 
 @pytest.mark.parametrize("encapsulation", ["udp", "esp"])
@@ -88,10 +79,10 @@ def test_scapy_opens_what_is_sealed(suite: str, esn: bool) -> None:
     for number, (datagram, packet) in enumerate(zip(split_datagrams(arena, datagrams), packets, strict=True), 1):
         assert int.from_bytes(datagram[:4]) == other.spi
         assert int.from_bytes(datagram[4:8]) == number
-        opened = opener.decrypt(IP(bytes(IP(src="192.0.2.1", dst="192.0.2.2", proto=50) / ESP(datagram))))
-        assert opened.proto == 47
-        assert opened[GRE].key == KEY
-        assert bytes(opened[GRE].payload) == packet.octets
+        inner = opened(opener, datagram)
+        assert inner.proto == 47
+        assert inner[GRE].key == KEY
+        assert bytes(inner[GRE].payload) == packet.octets
 
 
 @pytest.mark.parametrize("esn", [False, True], ids=["no-esn", "esn"])
@@ -100,11 +91,7 @@ def test_what_scapy_seals_is_opened(suite: str, esn: bool) -> None:
     _, other = gateways("esp", suite, esn)
     sealer = association(other.spi, suite, esn)
     inner = [bytes(ip() / ICMP(seq=size) / payload(size)) for size in SIZES]
-    datagrams = []
-    for octets in inner:
-        plain = IP(src="192.0.2.1", dst="192.0.2.2") / GRE(key_present=1, key=KEY, proto=0x0800) / Raw(octets)
-        datagrams.append(bytes(IP(bytes(sealer.encrypt(IP(bytes(plain)))))[ESP]))
-    arena, rows = datagram_rows(datagrams, "esp")
+    arena, rows = datagram_rows([sealed_gre(sealer, octets) for octets in inner], "esp")
     assert octets_of(*other.decap(arena, rows).gather(arena)) == inner
     assert not other.drops()
 
