@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from dsvpn.lab.measure import ping
 from dsvpn.lab.run import Run, wait_until
-from dsvpn.lab.topology import UNDERLAY_MTU, Namespace
+from dsvpn.lab.topology import Namespace
 
 #: Underlay addresses of the gateways.
 LEFT, RIGHT = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2")
@@ -45,12 +45,12 @@ class Bed:
         for namespace in (self.left, self.right, self.left_lan, self.right_lan):
             namespace.create()
         for gateway in (self.left, self.right):
-            gateway.set(ipv4__ip_forward=1, ipv4__conf__all__send_redirects=0, ipv4__conf__default__send_redirects=0)
-        _cable(self.left, "eth0", self.right, "eth0")
+            gateway.forward()
+        self.left.cable("eth0", self.right, "eth0")
         self.left.ip("address", "add", f"{LEFT}/24", "dev", "eth0")
         self.right.ip("address", "add", f"{RIGHT}/24", "dev", "eth0")
         for gateway, host, lan in ((self.left, self.left_lan, LEFT_LAN), (self.right, self.right_lan, RIGHT_LAN)):
-            _cable(gateway, "lan", host, "eth0")
+            gateway.cable("lan", host, "eth0")
             gateway.ip("address", "add", f"{lan[1]}/24", "dev", "lan")
             host.ip("address", "add", f"{lan[10]}/24", "dev", "eth0")
             host.ip("route", "add", "default", "via", str(lan[1]))
@@ -70,14 +70,3 @@ class Bed:
 
 def _answers(source: Namespace, bind: IPv4Address, target: IPv4Address) -> bool:
     return ping(source, target, 1, wait=0.5, bind=bind).received > 0
-
-
-def _cable(left: Namespace, left_device: str, right: Namespace, right_device: str) -> None:
-    left.ip(
-        *("link", "add", left_device, "mtu", str(UNDERLAY_MTU), "type", "veth"),
-        *("peer", "name", right_device, "mtu", str(UNDERLAY_MTU), "netns", right.name),
-    )
-    for namespace, device in ((left, left_device), (right, right_device)):
-        # IPv4 only: neighbour discovery of an unused protocol would only disturb.
-        namespace.set(**{f"ipv6__conf__{device}__disable_ipv6": 1})
-        namespace.ip("link", "set", device, "up")

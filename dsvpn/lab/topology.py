@@ -122,6 +122,21 @@ class Namespace:
             lines.append(f"[ ! -e {path} ] || echo {value} > {path}")
         self.command(["sh", "-e", "-c", "\n".join(lines)])
 
+    def forward(self) -> None:
+        """Make it a router that tells nobody of better ways."""
+        self.set(ipv4__ip_forward=1, ipv4__conf__all__send_redirects=0, ipv4__conf__default__send_redirects=0)
+
+    def cable(self, device: str, other: Namespace, other_device: str) -> None:
+        """Make a veth pair between a device here and one in another namespace, both up."""
+        self.ip(
+            *("link", "add", device, "mtu", str(UNDERLAY_MTU), "type", "veth"),
+            *("peer", "name", other_device, "mtu", str(UNDERLAY_MTU), "netns", other.name),
+        )
+        for namespace, end in ((self, device), (other, other_device)):
+            # IPv4 only: neighbour discovery of an unused protocol would only blur the captures.
+            namespace.set(**{f"ipv6__conf__{end}__disable_ipv6": 1})
+            namespace.ip("link", "set", end, "up")
+
 
 class Topology:
     """The whole network. `nat` is the statement that the NAT box translates with ("masquerade fully-random" changes
@@ -143,7 +158,7 @@ class Topology:
         for namespace in (self.internet, self.nat, *self.gateways.values(), *self.hosts.values()):
             namespace.create()
         for router in (self.internet, self.nat, *self.gateways.values()):
-            router.set(ipv4__ip_forward=1, ipv4__conf__all__send_redirects=0, ipv4__conf__default__send_redirects=0)
+            router.forward()
         self._underlay(self.gateways["hub"], "eth0", HUB.wan, "hub", HUB.wan_gateway)
         self._underlay(self.gateways["spoke2"], "eth0", SPOKE2.wan, "spoke2", SPOKE2.wan_gateway)
         self._underlay(self.nat, "outside", _NAT_OUTSIDE, "nat", _NAT_OUTSIDE.network[1])
@@ -154,14 +169,14 @@ class Topology:
     def _underlay(
         self, namespace: Namespace, device: str, address: IPv4Interface, port: str, gateway: IPv4Address
     ) -> None:
-        self._cable(namespace, device, self.internet, port)
+        namespace.cable(device, self.internet, port)
         namespace.ip("address", "add", str(address), "dev", device)
         self.internet.ip("address", "add", f"{gateway}/{address.network.prefixlen}", "dev", port)
         namespace.ip("route", "add", "default", "via", str(gateway))
 
     def _nat_box(self) -> None:
         spoke = self.gateways["spoke1"]
-        self._cable(spoke, "eth0", self.nat, "inside")
+        spoke.cable("eth0", self.nat, "inside")
         spoke.ip("address", "add", str(SPOKE1.wan), "dev", "eth0")
         self.nat.ip("address", "add", f"{SPOKE1.wan_gateway}/{SPOKE1.wan.network.prefixlen}", "dev", "inside")
         spoke.ip("route", "add", "default", "via", str(SPOKE1.wan_gateway))
@@ -189,18 +204,8 @@ table ip nat_box {{
 
     def _lan(self, site: Site) -> None:
         gateway, host = self.gateways[site.name], self.hosts[site.name]
-        self._cable(gateway, "lan", host, "eth0")
+        gateway.cable("lan", host, "eth0")
         for network, address in ((site.lan, site.host), (site.comparison, site.comparison_host)):
             gateway.ip("address", "add", f"{network[1]}/{network.prefixlen}", "dev", "lan")
             host.ip("address", "add", f"{address}/{network.prefixlen}", "dev", "eth0")
         host.ip("route", "add", "default", "via", str(site.lan_gateway))
-
-    def _cable(self, left: Namespace, left_device: str, right: Namespace, right_device: str) -> None:
-        left.ip(
-            *("link", "add", left_device, "mtu", str(UNDERLAY_MTU), "type", "veth"),
-            *("peer", "name", right_device, "mtu", str(UNDERLAY_MTU), "netns", right.name),
-        )
-        for namespace, device in ((left, left_device), (right, right_device)):
-            # IPv4 only: neighbour discovery of an unused protocol would only blur the captures.
-            namespace.set(**{f"ipv6__conf__{device}__disable_ipv6": 1})
-            namespace.ip("link", "set", device, "up")

@@ -12,7 +12,7 @@ import json
 from ipaddress import IPv4Address, IPv4Interface
 
 from dsvpn.lab.run import Run
-from dsvpn.lab.topology import UNDERLAY_MTU, Namespace, Site
+from dsvpn.lab.topology import Namespace, Site
 
 TAP = "guest"
 GUEST = IPv4Interface("192.0.2.1/29")
@@ -41,10 +41,10 @@ class Underlay:
         for namespace in (self.left, self.right, self.ours):
             namespace.create()
         for router in (self.left, self.right):
-            router.set(ipv4__ip_forward=1, ipv4__conf__all__send_redirects=0, ipv4__conf__default__send_redirects=0)
+            router.forward()
         self.left.ip("tuntap", "add", TAP, "mode", "tap")
-        self._cable(self.left, "core", self.right, "core")
-        self._cable(self.right, "inside", self.ours, "eth0")
+        self.left.cable("core", self.right, "core")
+        self.right.cable("inside", self.ours, "eth0")
         for namespace, device, address in (
             (self.left, TAP, f"{GUEST_GATEWAY}/29"),
             (self.left, "core", f"{LEFT}/30"),
@@ -53,7 +53,7 @@ class Underlay:
             (self.ours, "eth0", str(OURS)),
         ):
             namespace.ip("address", "add", address, "dev", device)
-            namespace.ip("link", "set", device, "up")
+        self.left.ip("link", "set", TAP, "up")
         self.left.ip("route", "add", "default", "via", str(RIGHT))
         self.right.ip("route", "add", "default", "via", str(LEFT))
         self.ours.ip("route", "add", "default", "via", str(OURS_GATEWAY))
@@ -101,13 +101,12 @@ class Underlay:
         """A second gateway of ours behind the same box, in a namespace of its own."""
         namespace = Namespace(self.ours.run_book, "neighbour")
         namespace.create()
-        self._cable(self.right, "inside2", namespace, "eth0")
+        self.right.cable("inside2", namespace, "eth0")
         for one, device, address in (
             (self.right, "inside2", f"{NEIGHBOUR_GATEWAY}/29"),
             (namespace, "eth0", str(NEIGHBOUR)),
         ):
             one.ip("address", "add", address, "dev", device)
-            one.ip("link", "set", device, "up")
         namespace.ip("route", "add", "default", "via", str(NEIGHBOUR_GATEWAY))
         lan = IPv4Interface("172.16.2.0/24").network
         return namespace, Site("neighbour", NEIGHBOUR, NEIGHBOUR_GATEWAY, RIGHT, IPv4Address("10.1.0.1"), lan)
@@ -132,14 +131,6 @@ class Underlay:
         """Our end as a site for `GatewayProcess`."""
         lan = IPv4Interface("172.16.1.0/24").network
         return Site("ours", OURS, OURS_GATEWAY, self.ours_seen, IPv4Address("10.0.0.1"), lan)
-
-    def _cable(self, left: Namespace, left_device: str, right: Namespace, right_device: str) -> None:
-        left.ip(
-            *("link", "add", left_device, "mtu", str(UNDERLAY_MTU), "type", "veth"),
-            *("peer", "name", right_device, "mtu", str(UNDERLAY_MTU), "netns", right.name),
-        )
-        for namespace, device in ((left, left_device), (right, right_device)):
-            namespace.set(**{f"ipv6__conf__{device}__disable_ipv6": 1})
 
 
 def _rules(zone: int, inner: str, *, nat: bool, inside: IPv4Address, closed: bool) -> str:

@@ -117,22 +117,16 @@ class Star:
 
     def _router(self, namespace: Namespace) -> None:
         namespace.create()
-        namespace.set(ipv4__ip_forward=1, ipv4__conf__all__send_redirects=0, ipv4__conf__default__send_redirects=0)
+        namespace.forward()
 
     def public(self, number: int) -> IPv4Interface:
         """The underlay address of link `number`."""
         return IPv4Interface(f"198.51.100.{4 * number + 1}/30")
 
-    def cable(self, left: Namespace, left_device: str, right: Namespace, right_device: str) -> None:
-        left.ip("link", "add", left_device, "type", "veth", "peer", "name", right_device, "netns", right.name)
-        for namespace, device in ((left, left_device), (right, right_device)):
-            namespace.set(**{f"ipv6__conf__{device}__disable_ipv6": 1})
-            namespace.ip("link", "set", device, "up")
-
     def _link(self, namespace: Namespace, device: str, number: int) -> IPv4Interface:
         address = self.public(number)
         port = f"port{number}"
-        self.cable(namespace, device, self.internet, port)
+        namespace.cable(device, self.internet, port)
         namespace.ip("address", "add", str(address), "dev", device)
         self.internet.ip("address", "add", f"{address.ip + 1}/30", "dev", port)
         namespace.ip("route", "add", "default", "via", str(address.ip + 1))
@@ -195,7 +189,7 @@ table ip nat_box {{
         else:
             wan = IPv4Interface(f"192.168.{nat_number}.{number}/24")
             port = f"inside{number}"
-            self.cable(namespace, "eth0", self.nats[nat], port)
+            namespace.cable("eth0", self.nats[nat], port)
             self.nats[nat].ip("link", "set", port, "master", "inside")
             namespace.ip("address", "add", str(wan), "dev", "eth0")
             namespace.ip("route", "add", "default", "via", f"192.168.{nat_number}.1")
@@ -206,7 +200,7 @@ table ip nat_box {{
             namespace.ip("address", "add", f"{gateway.lan_host}/24", "dev", "lan")
             return gateway
         host.create()
-        self.cable(namespace, "lan", host, "eth0")
+        namespace.cable("lan", host, "eth0")
         namespace.ip("address", "add", f"{gateway.lan[1]}/24", "dev", "lan")
         host.ip("address", "add", f"{gateway.lan_host}/24", "dev", "eth0")
         host.ip("route", "add", "default", "via", str(gateway.lan[1]))

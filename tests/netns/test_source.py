@@ -75,7 +75,7 @@ def test_a_spoke_whose_interface_is_made_anew_comes_back_by_itself(star: Star) -
     star.wait_ping("s1", s2.lan_host)
     s1.namespace.ip("link", "delete", "eth0")
     wait_until(lambda: s1.show("summary")["tunnels"]["dsvpn0"]["source"] is None, DEADLINE, "s1 to have no source")
-    star.cable(s1.namespace, "eth0", star.internet, "port20")
+    s1.namespace.cable("eth0", star.internet, "port20")
     new = star.public(20)
     star.internet.ip("address", "add", f"{new.ip + 1}/30", "dev", "port20")
     s1.namespace.ip("address", "add", str(new), "dev", "eth0")
