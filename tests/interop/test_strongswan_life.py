@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 
@@ -335,21 +335,3 @@ def test_tunnel_mode(pair: Pair, initiator: End) -> None:
     output = pair.theirs.swanctl_run("--initiate --child gre --timeout 10", check=False)
     assert "failed" in output
     assert not pair.sa_children()
-
-
-@pytest.mark.feature("Refused", "strongSwan's own ESP (kernel-libipsec: tunnel mode in UDP), our end in {mode} mode")
-@pytest.mark.parametrize("mode", ["transport", "tunnel"])
-@pytest.mark.parametrize("initiator", ["theirs"])
-def test_kernel_libipsec(pair: Pair, mode: str, initiator: End, record_property: Callable[[str, object], None]) -> None:
-    pair.theirs.restart(kernel="kernel-libipsec kernel-netlink")
-    try:
-        pair.prepare(Connection(mode="tunnel", options={"encap": "yes"}), initiator)
-        pair.start_ours(profile(mode=f'"{mode}"'))
-        output = pair.theirs.swanctl_run("--initiate --child gre --timeout 10", check=False)
-        assert "failed" in output
-        assert not pair.sa_children()
-        reason = {"transport": "peer asks for tunnel mode", "tunnel": "tunnel mode cannot pass NAT"}[mode]
-        (line,) = {line.partition(reason)[2] for line in pair.gateway.last_lines(99) if reason in line}
-        record_property("note", reason + line.partition(" name=")[0])
-    finally:
-        pair.theirs.restart()
