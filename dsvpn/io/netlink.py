@@ -26,6 +26,7 @@ from dsvpn.io.rtnetlink import (
     NLM_F_EXCL,
     NLM_F_REPLACE,
     RT_TABLE_MAIN,
+    RTM_DELADDR,
     RTM_DELNEXTHOP,
     RTM_DELROUTE,
     RTM_GETADDR,
@@ -47,7 +48,7 @@ from dsvpn.io.rtnetlink import (
     route_covers,
     route_message,
 )
-from dsvpn.io.sources import IFF_UP, HostAddresses, Source
+from dsvpn.io.sources import IFF_UP, HostAddresses, Source, address_family, link_index
 from dsvpn.io.vrf import Vrf, find_vrf
 from dsvpn.nhrp import Route
 
@@ -296,10 +297,10 @@ class Netlink:
                     changes.extend(self._mirror.changed(route, replaces=bool(message.flags & NLM_F_REPLACE)))
                 else:
                     changes.extend(self._mirror.removed(route))
-            elif message.kind in (RTM_NEWNEXTHOP, RTM_DELNEXTHOP) or self._addresses.receive(message):
+            elif message.kind in (RTM_NEWNEXTHOP, RTM_DELNEXTHOP):
                 stale.update(self._devices)
-        # The kernel drops routes without a word when a device goes down or a next-hop object or source address
-        # goes away, so each of these asks for a fresh look.
+            elif self._addresses.receive(message):
+                stale.update(self._stale(message))
         self._look_at(stale)
         # Not before all that waits has been read: until then, what happens is lost as well.
         if self._lost and self._drained:
@@ -307,6 +308,18 @@ class Netlink:
             self._lost = False
         changes.extend(self._resync.step())
         return changes
+
+    def _stale(self, message: Message) -> Iterable[str]:
+        """The tunnels whose routes may have gone without a word, by what a link or address message says.
+
+        The kernel drops a device's routes when the device goes down, and IPv4 routes when the source address that they
+        name goes (of which newer kernels tell). Other devices and addresses, of which containers make many, take
+        nothing from a tunnel.
+        """
+        if message.kind == RTM_DELADDR and address_family(message) == socket.AF_INET:
+            return self._devices
+        index = link_index(message)
+        return [name for name, device in self._devices.items() if device.index == index]
 
     def _look_at_all(self) -> None:
         self._load_addresses()

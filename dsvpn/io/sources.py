@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
@@ -14,12 +15,25 @@ from dsvpn.addresses import Address
 from dsvpn.io.rtnetlink import RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK, Message
 
 IFF_UP = 0x1
+#: What stands before struct ifinfomsg and struct ifaddrmsg, which have the family and the index at the same places.
+_NLMSGHDR = 16
 _IFA_F_SECONDARY = 0x01
 _IFA_F_DADFAILED = 0x08
 _IFA_F_DEPRECATED = 0x20
 _IFA_F_TENTATIVE = 0x40
 _SCOPE_UNIVERSE = 0
 _SCOPE_LINK = 253
+
+
+def address_family(message: Message) -> int:
+    """The family that a link or address message is about: AF_INET, AF_INET6, ..."""
+    return message.data[_NLMSGHDR]
+
+
+def link_index(message: Message) -> int:
+    """The index of the device that a link or address message is about."""
+    (index,) = struct.unpack_from("=i", message.data, _NLMSGHDR + 4)
+    return int(index)
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,17 @@ def changes_until(netlink: Netlink, done: Callable[[], bool]) -> list[RouteChang
     return changes
 
 
+def quieten(netlink: Netlink) -> None:
+    """Wait until the kernel has said all about the setting up: last, that nobody else has the IPv6 address."""
+    deadline = time.monotonic() + _DEADLINE
+    while "tentative" in ip("-6 addr show"):
+        assert time.monotonic() < deadline
+        select.select([netlink], [], [], 0.1)
+        netlink.read_changes()
+    while netlink.busy or select.select([netlink], [], [], 0)[0]:
+        netlink.read_changes()
+
+
 def next_hop(netlink: Netlink, prefix: str) -> Via | str:
     """The mirrored next hop, "absent" if the prefix is not mirrored."""
     return netlink.routes("dsvpn0").get(ip_network(prefix), "absent")
@@ -139,6 +150,33 @@ def test_routes_that_vanish_silently_are_noticed(netlink: Netlink) -> None:
     changes_until(netlink, lambda: next_hop(netlink, "10.6.0.0/16") != "absent")
     ip("link set dsvpn0 down")
     changes_until(netlink, lambda: netlink.routes("dsvpn0") == {})
+
+
+def test_routes_that_vanish_with_their_source_address_are_noticed(netlink: Netlink) -> None:
+    quieten(netlink)
+    ip("addr add 192.0.2.77/32 dev eth0")
+    ip("route add 10.6.0.0/16 via 10.0.0.12 dev dsvpn0 src 192.0.2.77")
+    changes_until(netlink, lambda: next_hop(netlink, "10.6.0.0/16") != "absent")
+    ip("addr del 192.0.2.77/32 dev eth0")
+    changes_until(netlink, lambda: next_hop(netlink, "10.6.0.0/16") == "absent")
+
+
+def test_devices_that_come_and_go_beside_the_tunnel_have_no_routes_looked_at(netlink: Netlink) -> None:
+    quieten(netlink)
+    before = netlink.counters["netlink_resyncs"]
+    for command in (
+        "link add container0 type veth peer name container1",
+        "link set container0 up",
+        "link set container1 up",
+        "addr add 198.51.100.1/24 dev container0",
+        "link del container0",
+    ):
+        ip(command)
+        netlink.read_changes()
+    ip("route add 10.6.0.0/16 via 10.0.0.12 dev dsvpn0")
+    changes_until(netlink, lambda: next_hop(netlink, "10.6.0.0/16") != "absent")
+    # One for the address that went, on which a route of the tunnel might have depended.
+    assert netlink.counters["netlink_resyncs"] <= before + 1
 
 
 def test_own_routes_return_when_the_device_comes_up_again() -> None:
