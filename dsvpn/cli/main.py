@@ -17,6 +17,7 @@ from rich.console import Console
 import dsvpn
 from dsvpn.cli.pki import pki
 from dsvpn.config import Config, load_config
+from dsvpn.config.advice import advice
 from dsvpn.errors import DsvpnError, HostError, MisuseError
 from dsvpn.io.control import RUN_DIRECTORY, ask, running_gateways
 from dsvpn.io.host import require_host
@@ -84,11 +85,14 @@ def up(config: ConfigArgument) -> None:
 
 @app.command()
 def check(config: ConfigArgument) -> None:
-    """Check CONFIG, and the key files that it names, without starting anything."""
+    """Check CONFIG, and the key files that it names, without starting anything.
+
+    Warnings name what works otherwise than its writer may think.
+    """
     loaded = load_config(config)
-    for material in loaded.materials.values():
-        for warning in material.warnings:
-            typer.echo(f"{config}: warning: {warning}", err=True)
+    warnings = [warning for material in loaded.materials.values() for warning in material.warnings]
+    for warning in (*warnings, *advice(loaded)):
+        typer.echo(f"{config}: warning: {warning}", err=True)
     typer.echo(f"{config}: good: {_describe(loaded)}")
 
 

@@ -26,6 +26,7 @@ import dsvpn_native
 from dsvpn.addresses import Address
 from dsvpn.commands import LookUp
 from dsvpn.config import Config, TunnelConfig
+from dsvpn.config.advice import advice
 from dsvpn.config.credentials import Material, crl_urls, read_materials
 from dsvpn.errors import DsvpnError, HostError, MisuseError
 from dsvpn.gateway import Gateway
@@ -131,6 +132,8 @@ class Driver:
         )
         self._crls = CrlFetcher(crl_urls(config), self._guarded(self._read_materials), self._on_crl_error)
         self._say_warnings(config.materials)
+        for text in advice(config):
+            _log.warning(text, name="configuration")
 
     # -- making --------------------------------------------------------------------------------------------
 
