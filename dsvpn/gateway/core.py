@@ -211,6 +211,7 @@ class Gateway:
                 self.peering.call_wanted(network, now)
         else:
             before, network.source = network.source, address
+            self.peering.forget_failures()
             if before is not None:
                 self._event("warning", "source_changed", f"{tunnel}: source address is {address}, was {before}")
             self.peering.roaming.source_changed(network, before, now)
@@ -437,6 +438,7 @@ class Gateway:
                 "info", "mapping_added", f"{tunnel.name}: {event.protocol} is {event.kind} at {event.nbma}{nat}"
             )
         if peer is not None:
+            self.peering.recall(peer, event.port if punch else None, now)
             peer.punch |= punch
             if punch and event.port not in (None, peer.nat_port):
                 # What was called in vain so far is another place.

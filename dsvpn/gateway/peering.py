@@ -15,6 +15,7 @@ from dsvpn.commands import Command, RemoveAdjacency
 from dsvpn.config.model import Config
 from dsvpn.gateway.agenda import Agenda
 from dsvpn.gateway.events import Level
+from dsvpn.gateway.failed_calls import FailedCalls
 from dsvpn.gateway.ids import IdPool
 from dsvpn.gateway.keepalives import Keepalives
 from dsvpn.gateway.nat import PUNCH_PORT, punch_port
@@ -74,6 +75,7 @@ class Peering:
         #: When to call a peer, and when to let go of one that nothing wants.
         self._calls: Agenda[Peer] = Agenda()
         self._farewells: Agenda[Peer] = Agenda()
+        self._failed = FailedCalls()
         self._established: dict[int, float] = {}
         self._initiated: set[int] = set()
         self._keepalives = Keepalives({name: profile.keepalive for name, profile in config.ipsec.items()})
@@ -145,6 +147,16 @@ class Peering:
         self.peers.add(peer)
         return peer
 
+    def recall(self, peer: Peer, port: int | None, now: float) -> None:
+        """A mapping wants a peer that none has wanted so far; with `port`, that is where an NHS sees it. One that
+        was called in vain a while ago waits as long for the next call as if it had stayed."""
+        if not peer.needs and not peer.ike_sas and self._failed.recall(peer, port, now):
+            self._calls[peer] = now + _backoff(peer.failures - 1)
+
+    def forget_failures(self) -> None:
+        """This end's address has changed: whom it could not reach, it may reach from there."""
+        self._failed.clear()
+
     def want(self, peer: Peer, tunnel: Tunnel, event: nhrp_events.MappingAdded, now: float) -> None:
         """A mapping wants this peer: bring it up unless it is, or is about to be."""
         if self.closing or peer.up:
@@ -202,7 +214,7 @@ class Peering:
 
     def _call_again(self, peer: Peer, now: float) -> None:
         if peer.calls and (not peer.up or self.servers.is_unreached(peer)) and not self.closing:
-            self._calls[peer] = now + min(0.5 * 2**peer.failures, MAX_CALL_BACKOFF)
+            self._calls[peer] = now + _backoff(peer.failures)
             # Past the limit it goes to and fro: `punch_port` takes turns by it.
             peer.failures = peer.failures + 1 if peer.failures < 16 else 15
 
@@ -235,8 +247,10 @@ class Peering:
 
     def release(self, peer: Peer, tunnel: Tunnel, protocol: Address, now: float) -> None:
         """A mapping wants this peer no more; without any, peer and SAs go."""
-        peer.needs.pop((tunnel.name, protocol), None)
+        kind = peer.needs.pop((tunnel.name, protocol), None)
         if not peer.needs:
+            if kind == "resolved":
+                self._failed.keep(peer, now)
             self._remove_peer(peer, "no mapping wants it", now)
         else:
             self.sources.refresh(peer)
@@ -499,3 +513,8 @@ class Peering:
             self._tell_nhrp(peer, now)
         if event.confirmed:
             self.roaming.path_confirmed(peer, now)
+
+
+def _backoff(failures: int) -> float:
+    """Seconds until the next call to a peer that was called so often in vain before."""
+    return float(min(0.5 * 2**failures, MAX_CALL_BACKOFF))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dsvpn.addresses import Endpoint
+from dsvpn.addresses import Endpoint, Path
 from tests.gateway.model import address
 from tests.gateway.network import Network
 from tests.simulation import NatBox
@@ -172,6 +172,52 @@ def test_it_is_tried_again_and_works_as_soon_as_the_box_relents() -> None:
     network.stream("s1", "s2", 30.0, 0.5)
     assert not direct(network, "s1", "s2")
     box.forget()  # it is replaced by one that keeps ports
+    box.preserve_port = True
+    network.stream("s1", "s2", 120.0, 0.5)
+    assert direct(network, "s1", "s2")
+
+
+def count_calls(network: Network, name: str, nbma: str) -> list[float]:
+    """When a gateway calls the one at a public address, from here on."""
+    calls: list[float] = []
+    ike: Any = network[name].gateway.ike
+    initiate = ike.initiate
+
+    def counted(profile: str, path: Path, now: float, *more: Any) -> Any:
+        if str(path.remote.address) == nbma:
+            calls.append(now)
+        return initiate(profile, path, now, *more)
+
+    ike.initiate = counted
+    return calls
+
+
+def test_a_pair_that_stays_on_the_hub_is_not_called_as_a_new_one_each_holding_time() -> None:
+    network = two_boxes(7, preserve_port=False)
+    calls = count_calls(network, "s1", "203.0.113.2")
+    counts = []
+    for _ in range(4):
+        before = len(calls)
+        network.stream("s1", "s2", 300.0, 2.0)
+        counts.append(len(calls) - before)
+    assert counts[0] >= 8
+    assert max(counts[1:]) <= 6, "the peer is not gone for good with its mapping"
+    assert min(counts[1:]) >= 4, "it is still tried"
+
+    # Long after the last packet, everything may be different.
+    network.simulation.run_for(1300.0)
+    before = len(calls)
+    network.stream("s1", "s2", 300.0, 2.0)
+    assert len(calls) - before == counts[0]
+
+
+def test_a_pair_that_was_on_the_hub_for_long_gets_its_direct_path_when_the_box_relents() -> None:
+    network = two_boxes(9, preserve_port=False)
+    network.stream("s1", "s2", 650.0, 2.0)
+    assert not direct(network, "s1", "s2")
+    box = network["s2"].host.via
+    assert isinstance(box, NatBox)
+    box.forget()
     box.preserve_port = True
     network.stream("s1", "s2", 120.0, 0.5)
     assert direct(network, "s1", "s2")
