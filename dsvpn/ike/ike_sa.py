@@ -28,7 +28,7 @@ from dsvpn.ike.profile import RetransmissionSchedule
 from dsvpn.ike.rekey_ike import RekeyIke, respond_rekey_ike
 from dsvpn.ike.respond_auth import respond_auth
 from dsvpn.ike.sealing import SealingKey, decode_chain, make_sealing_key, open_chain
-from dsvpn.ike.state import IkeState
+from dsvpn.ike.state import FAREWELL, IkeState
 from dsvpn.ike.suites import Additional, IkeSuite
 from dsvpn.ike.task import Forgotten, Task
 from dsvpn.ike.window import Freshness, RequestWindow, ResponseWindow
@@ -319,6 +319,10 @@ class IkeSa:
             self.requests.close()
             # An answer that does not decode counts as one without payloads: each task misses what it needs.
             readable = () if isinstance(payloads, DecodeError) or wire.unsupported_critical(payloads) else payloads
+            if self.state is IkeState.ESTABLISHED and wire.find_notify(readable, NotifyType.INVALID_SYNTAX):
+                outstanding.task.abandon(self, now)
+                self._end_for_syntax("peer could not read what was sent: INVALID_SYNTAX", now)
+                return
             outstanding.task.process(self, readable, now)
             self.start_next(now)
             return
@@ -397,6 +401,8 @@ class IkeSa:
             if self.state is IkeState.HALF_OPEN:
                 # IKE_AUTH has one try: who failed starts anew.
                 self.state = IkeState.DEAD
+            elif error.code == NotifyType.INVALID_SYNTAX:
+                self._end_for_syntax(f"peer sends what cannot be read: {error.reason}", now)
         assert self._sealing is not None
         flags = Flag.RESPONSE | (Flag.INITIATOR if self.is_initiator else 0)
         reply = wire.Header(self.initiator_spi, self.responder_spi, header.exchange_type, flags, header.message_id)
@@ -408,6 +414,18 @@ class IkeSa:
         self.responses.answered(request, datagrams)
         # Answers go where the request came from (RFC 7296 section 2.11).
         self.send(datagrams, path)
+
+    def _end_for_syntax(self, reason: str, now: float) -> None:
+        """One end has answered INVALID_SYNTAX: that ends the IKE SA at both, and no delete follows (RFC 7296
+        section 2.21.3). The answer is kept for retransmissions."""
+        if self is self.association.current:
+            self.association.end(reason, now)
+            for other in list(self.association.ike_sas):
+                if other is not self:
+                    self.association.remove_ike_sa(other, now)
+        self.abandon_tasks(now)
+        self.state = IkeState.DEAD
+        self.drop_at = now + FAREWELL
 
     def _respond(self, exchange: int, payloads: tuple[wire.Payload, ...], path: Path, now: float) -> list[wire.Payload]:
         if self.state is IkeState.HALF_OPEN:

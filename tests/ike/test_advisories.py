@@ -113,13 +113,14 @@ def test_after_a_refused_proof_nothing_more_is_taken() -> None:
     assert not net.b.allocated
 
 
-def test_a_second_ike_auth_changes_nothing() -> None:
-    net = make_wire()
+def test_a_second_ike_auth_makes_nothing() -> None:
+    """It is no request that an established IKE SA can have, and ends it."""
+    net = make_wire(*both_options(dpd_interval=20.0))
     flight = at_ike_auth(net)
     chain = net.inside(flight)
     net.hand(flight)
     net.settle()
-    before = dict(net.b.established), dict(net.b.children)
+    made = set(net.b.allocated)
     header = wire.Message.decode(flight.data).header
     again = wire.Header(
         header.initiator_spi, header.responder_spi, ExchangeType.IKE_AUTH, wire.Flag.INITIATOR, header.message_id + 1
@@ -127,7 +128,12 @@ def test_a_second_ike_auth_changes_nothing() -> None:
     net.hand(replace(flight, data=net._key(flight).seal(again, list(chain))))
     (answer,) = net.flying["b"]
     assert net.inside(answer) == (wire.Notify(NotifyType.INVALID_SYNTAX),)
-    assert (dict(net.b.established), dict(net.b.children)) == before
+    assert net.b.allocated == made
+    net.settle()
+    net.sleep(200)
+    check_end(net)
+    assert not net.b.established
+    assert not net.b.children
 
 
 # -- lengths from which something is subtracted (CVE-2026-25075), EAP that nobody asked for (CVE-2025-62291) ----------

@@ -134,7 +134,13 @@ def test_a_refused_rekey_is_tried_again(code: int) -> None:
     old = net.a.child.inbound_spi
     rekey(net, net.a)
     net.collect()
-    net.deliver_inside("a", lambda payloads: [p for p in payloads if not isinstance(p, wire.SecurityAssociation)])
+    unknown = wire.Proposal(1, 3, old.to_bytes(4, "big"), (wire.Transform(wire.TransformType.ENCR, 99),))
+    net.deliver_inside(
+        "a",
+        lambda payloads: [
+            wire.SecurityAssociation((unknown,)) if isinstance(p, wire.SecurityAssociation) else p for p in payloads
+        ],
+    )
     net.deliver_inside("b", lambda _: [wire.Notify(code)])
     net.settle()
     assert net.a.child.inbound_spi == old

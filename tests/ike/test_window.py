@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dsvpn.errors import MisuseError
@@ -10,7 +12,7 @@ from dsvpn.ike.profile import RetransmissionSchedule
 from dsvpn.ike.volume import Carried
 from dsvpn.wire import ikev2 as wire
 from dsvpn.wire.ikev2 import NotifyType
-from tests.ike.harness import Wire, both_options, make_profile, make_wire
+from tests.ike.harness import InFlight, Wire, both_options, make_profile, make_wire
 
 SCHEDULE = RetransmissionSchedule(0.5, 2.0, 4.0, 5)
 
@@ -325,30 +327,78 @@ def test_critical_payload_in_a_request_is_refused() -> None:
     assert net.b.established
 
 
-def test_exchange_types_that_have_no_place() -> None:
+@pytest.mark.parametrize("exchange", [wire.ExchangeType.IKE_AUTH, 43, 200])
+def test_exchange_types_that_have_no_place(exchange: int) -> None:
+    """
+    HDR, SK {}  -->
+                                    <--  HDR, SK {N(INVALID_SYNTAX)}
+    """
     net = make_wire()
     net.connect()
-    for exchange in (wire.ExchangeType.IKE_AUTH, 43, 200):
-        status = net.a.snapshot(net.now)[0]
-        header = wire.Header(
-            status.initiator_spi.to_bytes(8, "big"),
-            status.responder_spi.to_bytes(8, "big"),
-            exchange,
-            wire.Flag.INITIATOR,
-            net.b.snapshot(net.now)[0].expected_request_id,
-        )
-        key = next(iter(net.a.engine._context.ike_sas.values()))._sealing
-        assert key is not None
-        net.b.engine.receive_datagram(key.seal(header, []), net.b.path_to(net.a), net.now)
-        ((answer, _),) = net.b.engine.datagrams_to_send(net.now)
-        (payload,) = wire.Message.decode(answer).payloads
-        assert isinstance(payload, wire.Encrypted)
-        plain = next(iter(net.a.engine._context.ike_sas.values()))._opening
-        assert plain is not None
-        opened = plain.open(payload)
-        assert opened is not None
-        inside = wire.decode_payloads(payload.first_payload, wire.remove_padding(opened))
-        assert inside == (wire.Notify(NotifyType.INVALID_SYNTAX),)
+    net.a.engine.check_liveness(net.a.handle, net.now)
+    net.collect()
+    flight = net.flying["a"].popleft()
+    header = replace(wire.Message.decode(flight.data).header, exchange_type=exchange)
+    net.hand(replace(flight, data=net._key(flight).seal(header, [])))
+    (answer,) = net.flying["b"]
+    assert net.inside(answer) == (wire.Notify(NotifyType.INVALID_SYNTAX),)
+    assert not net.b.established
+
+
+def _undecodable(net: Wire, flight: InFlight, exchange: int) -> InFlight:
+    """The same request, authentic, with a payload inside that is longer than the message."""
+    header = replace(wire.Message.decode(flight.data).header, exchange_type=exchange)
+    key, chain = net._key(flight), b"\0\0\xff\xff"
+    front = wire.encode_associated_data(header, wire.PayloadType.NOTIFY, key.sealed_length(len(chain)))
+    return replace(flight, data=front + key.seal_octets(front, chain))
+
+
+@pytest.mark.parametrize("exchange", [wire.ExchangeType.INFORMATIONAL, wire.ExchangeType.CREATE_CHILD_SA])
+def test_a_request_that_cannot_be_read_ends_the_ike_sa_at_both_ends(exchange: int) -> None:
+    """INVALID_SYNTAX is fatal, and no delete follows (RFC 7296 section 2.21.3).
+
+    HDR, SK {?}  -->
+                                    <--  HDR, SK {N(INVALID_SYNTAX)}
+    """
+    net = make_wire()
+    net.connect()
+    if exchange == wire.ExchangeType.INFORMATIONAL:
+        net.a.engine.check_liveness(net.a.handle, net.now)
+    else:
+        net.a.engine.rekey_child(net.a.handle, net.a.child.inbound_spi, net.now)
+    net.collect()
+    request = _undecodable(net, net.flying["a"].popleft(), exchange)
+    net.hand(request)
+    assert net.b.of(events.IkeSaDeleted)[0].reason.startswith("peer sends what cannot be read: ")
+    (answer,) = net.flying["b"]
+    # It may get lost: the request brings it again, and nothing else is answered.
+    net.hand(request)
+    assert [flight.data for flight in net.flying["b"]] == [answer.data] * 2
+    net.settle()
+    assert net.a.of(events.IkeSaDeleted)[0].reason == "peer could not read what was sent: INVALID_SYNTAX"
+    assert {flight.data[18] for flight in net.record[4:]} == {exchange}
+    net.sleep(100)
+    for end in net.ends:
+        assert not end.children
+        assert not end.engine._context.ike_sas
+        end.check_spis()
+
+
+def test_a_replaced_ike_sa_that_cannot_be_read_ends_alone() -> None:
+    """The one that has taken over goes on."""
+    net = make_wire()
+    net.connect()
+    net.a.engine.rekey_ike(net.a.handle, net.now)
+    net.collect()
+    net.deliver("a")
+    net.deliver("b")
+    delete = net.flying["a"].popleft()
+    net.hand(_undecodable(net, delete, wire.ExchangeType.INFORMATIONAL))
+    net.settle()
+    net.sleep(100)
+    assert not net.b.of(events.IkeSaDeleted)
+    net.check_agreement()
+    assert len(net.a.established) == len(net.a.engine._context.ike_sas) == 1
 
 
 def test_misuse_is_named() -> None:
