@@ -14,7 +14,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from dsvpn.errors import PeerError
 from dsvpn.ike import events
 from dsvpn.ike.authentication import signatures
-from dsvpn.ike.authentication.trust import MAX_CERTIFICATES
+from dsvpn.ike.authentication.trust import MAX_CERTIFICATES, MAX_INTERMEDIATES
 from dsvpn.wire import ikev2 as wire
 from dsvpn.wire.ikev2 import AuthMethod, CertificateEncoding, NotifyType
 from tests.ike.authority import DAY, KEYS, NOW, Holder, certified, name, root, trust
@@ -105,6 +105,30 @@ def test_classic_methods_towards_a_peer_without_rfc_7427(kind: str, method: int,
     assert verifier.snapshot(net.now)[0].authentication == said
 
 
+@pytest.mark.parametrize(
+    ("kind", "named", "said"),
+    [
+        ("rsa", (4,), "RSA-PSS with SHA2-512"),
+        ("rsa", (1, 3), "RSA-PSS with SHA2-384"),
+        ("rsa", (5, 77), ""),
+        ("ecdsa384", (2, 3, 4), "ECDSA with SHA2-384"),
+        ("ed25519", (5,), "Ed25519"),
+        ("ed25519", (2, 3, 4), ""),
+        ("mldsa65", (2, 5), "ML-DSA-65"),
+    ],
+)
+def test_only_hashes_that_the_peer_named_are_signed_with(kind: str, named: tuple[int, ...], said: str) -> None:
+    """RFC 7427 section 4. SHA-1 is named by some, and never used."""
+    credentials = gateway(A_NAME, kind=kind).credentials()
+    if not said:
+        with pytest.raises(PeerError, match="takes no signature"):
+            credentials.sign(b"octets", frozenset(named))
+        return
+    proof = credentials.sign(b"octets", frozenset(named))
+    assert proof.method == AuthMethod.DIGITAL_SIGNATURE
+    assert signatures.verify(credentials.certificate.public_key, proof.method, proof.data, b"octets") == said
+
+
 def test_sha1_is_refused_by_name() -> None:
     holder = gateway(A_NAME, kind="rsa")
     net = make_wire(certified(A_NAME, holder), certified(B_NAME, gateway(B_NAME)))
@@ -179,6 +203,22 @@ def test_a_chain_of_intermediate_authorities() -> None:
     assert [c.name for c in association.proved.path] == [
         f"CN={who},O=Test" for who in (A_NAME, "Lower", "Middle", "Root")
     ]
+
+
+@pytest.mark.parametrize("between", [3, MAX_INTERMEDIATES])
+def test_four_certificates_and_more(between: int) -> None:
+    """RFC 7296 section 3.6 wants four of them to be sent and taken."""
+    holder, chain = root(), list[Holder]()
+    for number in range(between):
+        holder = holder.authority(f"Level {number}")
+        chain.insert(0, holder)
+    net = make_wire(
+        certified(A_NAME, gateway(A_NAME, by=holder), chain=tuple(chain)), certified(B_NAME, gateway(B_NAME))
+    )
+    net.connect()
+    (association,) = net.b.engine._context.associations.values()
+    assert association.proved is not None
+    assert len(association.proved.path) == between + 2
 
 
 def test_the_order_of_the_chain_does_not_matter_and_strangers_in_it_do_no_harm() -> None:
