@@ -19,6 +19,9 @@ Encapsulation = Literal["udp", "esp", "esp-tunnel", "gre"]
 #: Members of a group of next hops.
 MAX_GROUP = 8
 
+#: The last resource of an adjacency that can have an outbound SA of its own.
+MAX_RESOURCE = 15
+
 
 @dataclass(frozen=True, slots=True)
 class SetAdjacency:
@@ -37,7 +40,7 @@ class SetAdjacency:
 
 @dataclass(frozen=True, slots=True)
 class RemoveAdjacency:
-    """Forget an adjacency and its outbound SA."""
+    """Forget an adjacency and its outbound SAs."""
 
     adjacency: int
 
@@ -142,20 +145,31 @@ class RemoveInboundSa:
 
 @dataclass(frozen=True, slots=True)
 class SetOutboundSa:
-    """Seal what these adjacencies send with this SA from now on. Replaces the SA that they had."""
+    """Seal what these adjacencies send with this SA from now on. Replaces the SA that they had for this resource.
+
+    Resource 0 is the fallback SA (RFC 9611): it seals for every worker that has none of its own, and NHRP. `resource` from 1
+    to `MAX_RESOURCE` is for the worker with this index, counted from 0, among those that encapsulate; worker 0 seals
+    with the fallback SA. All of an adjacency's SAs have one suite: its MTU is computed for that.
+    """
 
     spi: int
     suite: str
     keymat: bytes
     adjacencies: tuple[int, ...]
     esn: bool
+    resource: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ClearOutboundSa:
-    """Take the outbound SA from an adjacency: it carries nothing until it gets another."""
+    """Take the outbound SA of a resource from an adjacency: the worker falls back to resource 0.
+
+    Without the SA of resource 0 the adjacency carries nothing but what workers with SAs of their own still seal: those are
+    cleared first.
+    """
 
     adjacency: int
+    resource: int = 0
 
 
 @dataclass(frozen=True, slots=True)

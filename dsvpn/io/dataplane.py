@@ -185,12 +185,12 @@ class Commander:
                 plane.remove_inbound_sa(spi)
             case SetSources(adjacency, check, prefixes):
                 plane.set_sources(adjacency, check, [str(prefix) for prefix in prefixes])
-            case SetOutboundSa(spi, suite, keymat, adjacencies, esn):
-                plane.set_outbound_sa(spi, suite, keymat, list(adjacencies), esn)
+            case SetOutboundSa(spi, suite, keymat, adjacencies, esn, resource):
+                plane.set_outbound_sa(spi, suite, keymat, list(adjacencies), esn, resource)
                 if self._key_log is not None:
                     self._key_log.esp_sa(self._remote(adjacencies), "outbound", spi, suite, keymat)
-            case ClearOutboundSa(adjacency):
-                plane.clear_outbound_sa(adjacency)
+            case ClearOutboundSa(adjacency, resource):
+                plane.clear_outbound_sa(adjacency, resource)
             case SendNhrp(adjacency, packet):
                 if not plane.send_nhrp(adjacency, packet):
                     self.counters["control_nhrp_unsent"] += 1

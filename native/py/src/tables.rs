@@ -90,8 +90,9 @@ impl Tables {
     }
 
     /// An unused inbound SPI (at least 256) that carries its slot. It stays reserved until removed or released.
-    fn allocate_spi(&self) -> PyResult<u32> {
-        self.core.allocate_spi().map_err(convert::raise)
+    #[pyo3(signature = (beside = 0))]
+    fn allocate_spi(&self, beside: i64) -> PyResult<u32> {
+        self.core.allocate_spi(integer("beside", beside)?).map_err(convert::raise)
     }
 
     /// Give back an SPI that no SA was made for.
@@ -117,14 +118,25 @@ impl Tables {
         self.core.writer().remove_inbound_sa(integer("spi", spi)?).map_err(misuse)
     }
 
-    fn set_outbound_sa(&self, spi: i64, suite: &str, keymat: &[u8], adjacencies: Vec<i64>, esn: bool) -> PyResult<()> {
+    #[pyo3(signature = (spi, suite, keymat, adjacencies, esn, resource = 0))]
+    fn set_outbound_sa(
+        &self,
+        spi: i64,
+        suite: &str,
+        keymat: &[u8],
+        adjacencies: Vec<i64>,
+        esn: bool,
+        resource: i64,
+    ) -> PyResult<()> {
         let (spi, adjacencies) = (integer("spi", spi)?, integers("adjacencies", &adjacencies)?);
-        let suite = convert::suite(suite)?;
-        self.core.writer().set_outbound_sa(spi, suite, keymat, &adjacencies, esn).map_err(misuse)
+        let (suite, resource) = (convert::suite(suite)?, integer("resource", resource)?);
+        self.core.writer().set_resource_sa(resource, spi, suite, keymat, &adjacencies, esn).map_err(misuse)
     }
 
-    fn clear_outbound_sa(&self, adjacency: i64) -> PyResult<()> {
-        self.core.writer().clear_outbound_sa(integer("adjacency", adjacency)?).map_err(misuse)
+    #[pyo3(signature = (adjacency, resource = 0))]
+    fn clear_outbound_sa(&self, adjacency: i64, resource: i64) -> PyResult<()> {
+        let (adjacency, resource) = (integer("adjacency", adjacency)?, integer("resource", resource)?);
+        self.core.writer().clear_resource_sa(adjacency, resource).map_err(misuse)
     }
 
     /// Put all commands since the last commit into force, and wait until no vector in flight sees the old tables.
@@ -163,9 +175,11 @@ impl Tables {
         ]))
     }
 
-    /// Of the outbound SA an adjacency has: "spi", "packets", "bytes", "sequence".
-    fn outbound_sa_counters(&self, adjacency: i64) -> PyResult<BTreeMap<&'static str, u64>> {
-        let counts = self.core.writer().outbound_sa_counters(integer("adjacency", adjacency)?).map_err(misuse)?;
+    /// Of the outbound SA an adjacency has for a resource: "spi", "packets", "bytes", "sequence".
+    #[pyo3(signature = (adjacency, resource = 0))]
+    fn outbound_sa_counters(&self, adjacency: i64, resource: i64) -> PyResult<BTreeMap<&'static str, u64>> {
+        let (adjacency, resource) = (integer("adjacency", adjacency)?, integer("resource", resource)?);
+        let counts = self.core.writer().resource_sa_counters(adjacency, resource).map_err(misuse)?;
         Ok(BTreeMap::from([
             ("spi", u64::from(counts.spi)),
             ("packets", counts.packets),

@@ -88,8 +88,12 @@ class Tables:
         """Which inner sources the packets of an adjacency may have; at first any. "own": what is routed to it, and
         `prefixes`. "open": besides, what is routed to an adjacency that is open or may send from anywhere, or to none."""
 
-    def allocate_spi(self) -> int:
-        """An unused inbound SPI (at least 256) that carries its slot. It stays reserved until removed or released."""
+    def allocate_spi(self, beside: int = 0) -> int:
+        """An unused inbound SPI (at least 256) that carries its slot. It stays reserved until removed or released.
+
+        Those that are asked for one after another are received by different sockets of `nat_port`, where it has
+        several; with `beside`, an inbound SPI, by the same socket as that: so nothing overtakes when one SA replaces another.
+        """
 
     def release_spi(self, spi: int) -> None:
         """Give back an SPI that no SA was made for."""
@@ -98,8 +102,15 @@ class Tables:
         self, spi: int, suite: str, keymat: bytes, adjacencies: list[int], esn: bool, replay_window: int
     ) -> None: ...
     def remove_inbound_sa(self, spi: int) -> None: ...
-    def set_outbound_sa(self, spi: int, suite: str, keymat: bytes, adjacencies: list[int], esn: bool) -> None: ...
-    def clear_outbound_sa(self, adjacency: int) -> None: ...
+    def set_outbound_sa(
+        self, spi: int, suite: str, keymat: bytes, adjacencies: list[int], esn: bool, resource: int = 0
+    ) -> None:
+        """Seal what these adjacencies send with this SA. `resource` 0: by all workers that have none of their own, and
+        NHRP; 1 to 15: by the worker "encapN" of that number."""
+
+    def clear_outbound_sa(self, adjacency: int, resource: int = 0) -> None:
+        """Take an SA from an adjacency; nothing happens if it has none. Without the SA of resource 0, packets of workers
+        that have none of their own are drop_no_sa, and so is NHRP."""
     def commit(self) -> None: ...
 
     # -- observation ----------------------------------------------------------------------------------------
@@ -113,8 +124,8 @@ class Tables:
     def sa_counters(self, spi: int) -> dict[str, int]:
         """Of an inbound SA: "packets", "bytes", "replayed", "unauthentic"."""
 
-    def outbound_sa_counters(self, adjacency: int) -> dict[str, int]:
-        """Of the outbound SA an adjacency has: "spi", "packets", "bytes", "sequence"."""
+    def outbound_sa_counters(self, adjacency: int, resource: int = 0) -> dict[str, int]:
+        """Of the outbound SA an adjacency has for a resource: "spi", "packets", "bytes", "sequence". ValueError if none."""
 
 @final
 class Dataplane(Tables):
