@@ -147,9 +147,9 @@ class RemoveInboundSa:
 class SetOutboundSa:
     """Seal what these adjacencies send with this SA from now on. Replaces the SA that they had for this resource.
 
-    Resource 0 is the fallback SA (RFC 9611): it seals for every worker that has none of its own, and NHRP. `resource` from 1
-    to `MAX_RESOURCE` is for the worker with this index, counted from 0, among those that encapsulate; worker 0 seals
-    with the fallback SA. All of an adjacency's SAs have one suite: its MTU is computed for that.
+    Resource 0 is the fallback SA (RFC 9611): it seals for every worker that has none of its own, and NHRP. A
+    `resource` from 1 to `MAX_RESOURCE` is for the worker with this index, counted from 0, among those that
+    encapsulate; worker 0 seals with the fallback SA. All SAs of an adjacency have one suite: its MTU is computed for that.
     """
 
     spi: int
@@ -164,8 +164,8 @@ class SetOutboundSa:
 class ClearOutboundSa:
     """Take the outbound SA of a resource from an adjacency: the worker falls back to resource 0.
 
-    Without the SA of resource 0 the adjacency carries nothing but what workers with SAs of their own still seal: those are
-    cleared first.
+    Without the SA of resource 0 the adjacency carries nothing but what workers with SAs of their own still seal:
+    those are cleared first.
     """
 
     adjacency: int

@@ -16,6 +16,7 @@ use crate::counters::{Counter, Tally};
 use crate::limiter::RateLimiter;
 use crate::output::Output;
 use crate::prefetch::{NoPrefetch, Prefetch};
+use crate::sa::OutboundSa;
 use crate::tables::{Adjacency, Tables, Tunnel};
 use crate::turn::Turns;
 use crate::vector::{GsoLimits, PacketMeta, SendBatch, TunBatch};
@@ -79,16 +80,17 @@ pub struct Encap<P = NoPrefetch> {
 #[derive(Default)]
 struct Run<'t> {
     adjacency: Option<&'t Adjacency>,
+    sa: Option<&'t OutboundSa>,
     packets: u64,
     octets: u64,
 }
 
 impl<'t> Run<'t> {
     #[inline]
-    fn count(&mut self, adjacency: &'t Adjacency, packets: u64, octets: u64, now_ns: u64) {
+    fn count(&mut self, adjacency: &'t Adjacency, sa: Option<&'t OutboundSa>, packets: u64, octets: u64, now_ns: u64) {
         if !self.adjacency.is_some_and(|current| std::ptr::eq(current, adjacency)) {
             self.flush(now_ns);
-            self.adjacency = Some(adjacency);
+            (self.adjacency, self.sa) = (Some(adjacency), sa);
         }
         self.packets += packets;
         self.octets += octets;
@@ -98,7 +100,7 @@ impl<'t> Run<'t> {
         if let Some(adjacency) = self.adjacency.take()
             && self.packets != 0
         {
-            let counted = adjacency.outbound.as_ref().is_some_and(|sa| sa.count(self.packets, self.octets, now_ns));
+            let counted = self.sa.is_some_and(|sa| sa.count(self.packets, self.octets, now_ns));
             if !counted {
                 adjacency.counters.outward.count(self.packets, self.octets, now_ns);
             }
@@ -147,8 +149,8 @@ impl<P: Prefetch> Encap<P> {
         self.limits = udp;
     }
 
-    /// Seal as one of several workers, each with a number of its own. With a key that another has sealed with and not yet
-    /// sent, a run stops as if the arena were full. So after every run the caller sends the batch, calls
+    /// Seal as one of several workers, each with a number of its own from 1 on: by the SAs of the resource one below that
+    /// where adjacencies have them. With a key that another has sealed with and not yet sent, a run stops as if the arena were full. So after every run the caller sends the batch, calls
     /// [`Encap::release`], and waits while [`Encap::must_wait`]: what leaves under one key leaves in the order of its numbers.
     pub fn share(&mut self, worker: NonZeroU32) {
         self.turns = Some(Turns::new(worker));
@@ -200,7 +202,8 @@ impl<P: Prefetch> Encap<P> {
             Vector { tables, tunnel_id: tunnel, tunnel: found, output, replies, run: Run::default(), now_ns };
         let mut consumed = packets.len();
         let mut left = self.resume.take().filter(|(of, _)| *of == tunnel).map(|(_, resume)| resume);
-        let mut lookahead = Lookahead::<P>::new(tables, found, arena, packets);
+        let resource = self.turns.as_ref().map_or(0, Turns::resource);
+        let mut lookahead = Lookahead::<P>::new(tables, found, arena, packets, resource);
         for (index, meta) in packets.iter().enumerate() {
             let resume = left.take();
             let resolved = lookahead.next(index);

@@ -7,6 +7,7 @@ use crate::Encapsulation;
 use crate::aead::Suite;
 use crate::group::GROUP_LIMIT;
 use crate::prefix::Prefix;
+use crate::resources::MAX_RESOURCE;
 
 /// A table command that makes no sense. The tables are as they were.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +100,8 @@ pub enum TablesError {
     UnknownInboundSa(u32),
     /// The adjacency has no outbound SA.
     NoOutboundSa(u32),
+    /// A resource beyond what there is.
+    Resource(u32),
     /// A replay window beyond what is supported.
     ReplayWindow(u32),
     /// A list of adjacencies is empty.
@@ -185,6 +188,7 @@ impl fmt::Display for TablesError {
             Self::NoOutboundSa(adjacency) => {
                 write!(formatter, "adjacency: {adjacency} has no outbound SA")
             }
+            Self::Resource(resource) => write!(formatter, "resource: {resource} is not between 0 and {MAX_RESOURCE}"),
             Self::ReplayWindow(window) => write!(formatter, "replay_window: {window} is not between 0 and 8192"),
             Self::NoAdjacencies => write!(formatter, "adjacencies: name at least one"),
             Self::PlainAdjacency(adjacency) => {

@@ -22,6 +22,7 @@ pub mod prefetch;
 mod prefix;
 mod punt;
 mod replay;
+mod resources;
 mod sa;
 mod segment;
 mod sequence;
@@ -47,9 +48,10 @@ pub use output::{MIN_SEND_ARENA, encap_nhrp};
 pub use prefix::Prefix;
 pub use punt::{Punt, PuntKind, PuntQueue};
 pub use replay::{MAX_REPLAY_WINDOW, ReplayWindow};
+pub use resources::MAX_RESOURCE;
 pub use sa::{AdjacencyCounts, InboundSa, InboundSaCounts, OutboundSa, OutboundSaCounts};
 pub use sources::Sources;
-pub use spi::SLOT_BITS;
+pub use spi::{SLOT_BITS, lane as spi_lane};
 pub use tables::{Adjacency, AdjacencyConfig, Tables, TablesReader, Tunnel, TunnelConfig};
 pub use vector::{
     Datagram, DatagramKind, Encapsulation, Endpoint, GsoLimits, PacketMeta, SendBatch, SendMessage, Slice, TunBatch,

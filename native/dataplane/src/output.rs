@@ -32,9 +32,9 @@ fn is_special(adjacency: &Adjacency, sa: &OutboundSa) -> bool {
 
 /// Octets of the datagram that carries an inner packet.
 #[inline]
-fn datagram_length(adjacency: &Adjacency, inner: usize) -> usize {
+fn datagram_length(adjacency: &Adjacency, sa: Option<&OutboundSa>, inner: usize) -> usize {
     let payload = gre::header_length(adjacency.key()) + inner;
-    match &adjacency.outbound {
+    match sa {
         None => payload,
         Some(sa) if is_special(adjacency, sa) => sa.shape.packet(special::header_length(adjacency) + payload),
         Some(_) => esp::HEADER_AND_IV + payload + esp::padding(payload) + esp::TRAILER + ICV_LENGTH,
@@ -58,8 +58,8 @@ impl<'a> Output<'a> {
 
     /// How many datagrams with inner packets of at most this length fit for certain.
     #[inline]
-    pub(crate) fn room(&self, adjacency: &Adjacency, inner: usize) -> usize {
-        let special = adjacency.outbound.as_ref().is_some_and(|sa| is_special(adjacency, sa));
+    pub(crate) fn room(&self, adjacency: &Adjacency, sa: Option<&OutboundSa>, inner: usize) -> usize {
+        let special = sa.is_some_and(|sa| is_special(adjacency, sa));
         let overhead = if special { MAX_SPECIAL_OVERHEAD } else { MAX_OVERHEAD };
         self.arena.len().saturating_sub(self.batch.used) / (inner + overhead + ALIGNMENT)
     }
@@ -88,7 +88,7 @@ impl<'a> Output<'a> {
         inner: usize,
         fill: impl FnOnce(&mut [u8]),
     ) -> usize {
-        let length = datagram_length(adjacency, inner);
+        let length = datagram_length(adjacency, seal.map(|(sa, _)| sa), inner);
         let offset = self.place(adjacency, tos, length);
         let Some(datagram) = self.arena.get_mut(offset..offset + length) else {
             debug_assert!(false, "room was seen");
@@ -214,7 +214,7 @@ pub fn encap_nhrp(tables: &Tables, adjacency: u32, packet: &[u8], out: &mut Vec<
             }
         },
     };
-    let length = datagram_length(adjacency, packet.len());
+    let length = datagram_length(adjacency, seal.map(|(sa, _)| sa), packet.len());
     out.resize(length, 0);
     let tos = if adjacency.copy_dscp() { CONTROL_TOS } else { 0 };
     write_datagram(out, adjacency, seal, tos, gre::NHRP, packet.len(), |place| place.copy_from_slice(packet));

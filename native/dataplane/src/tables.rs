@@ -14,6 +14,7 @@ use crate::fib::Fib;
 use crate::group::Group;
 use crate::prefetch::{Prefetch, ask};
 use crate::prefix::Prefix;
+use crate::resources::ResourceSas;
 use crate::sa::{AdjacencyCounters, InboundSa, OutboundSa};
 use crate::sources::Sources;
 use crate::spi;
@@ -79,7 +80,7 @@ pub struct Tunnel {
 #[derive(Clone, Debug)]
 #[repr(C, align(64))]
 pub struct Adjacency {
-    /// What seals, unless it is plain GRE.
+    /// What seals for all workers that have no SA of their own, unless it is plain GRE.
     pub outbound: Option<Arc<OutboundSa>>,
     pub(crate) counters: Arc<AdjacencyCounters>,
     /// Addresses are IPv4-mapped where they are IPv4, and unspecified where there is none.
@@ -103,6 +104,7 @@ const MSS_CLAMP: u8 = 1 << 1;
 const COPY_DSCP: u8 = 1 << 2;
 const CHECKS_SOURCES: u8 = 1 << 3;
 const OPEN: u8 = 1 << 4;
+const HAS_RESOURCES: u8 = 1 << 5;
 
 fn mapped(address: IpAddr) -> Ipv6Addr {
     match address {
@@ -141,6 +143,11 @@ impl Adjacency {
     /// The same with another SA.
     pub(crate) fn with_outbound(&self, outbound: Option<Arc<OutboundSa>>) -> Self {
         Self { outbound, ..self.clone() }
+    }
+
+    /// The same, and whether there are SAs of single workers besides.
+    pub(crate) fn with_resources(self, has: bool) -> Self {
+        Self { flags: self.flags & !HAS_RESOURCES | if has { HAS_RESOURCES } else { 0 }, ..self }
     }
 
     /// The same with other sources.
@@ -236,8 +243,8 @@ impl Adjacency {
 
     /// Ask for what a packet of that many octets needs behind this adjacency.
     #[inline]
-    pub(crate) fn prefetch_outward<P: Prefetch>(&self, packet: usize) {
-        match &self.outbound {
+    pub(crate) fn prefetch_outward<P: Prefetch>(&self, outbound: Option<&OutboundSa>, packet: usize) {
+        match outbound {
             Some(sa) => sa.prefetch::<P>(packet),
             None => ask::<P, _>(&self.counters.outward),
         }
@@ -296,6 +303,7 @@ pub struct Tables {
     next_hops: Vec<NextHop>,
     groups: Vec<Group>,
     inbound: Vec<Option<Arc<InboundSa>>>,
+    resources: ResourceSas,
     // Plain GRE: key and remote address to adjacency.
     gre_peers: HashMap<(Option<u32>, IpAddr), u32>,
     // Inner sources that an adjacency may have though they are not routed to it.
@@ -313,6 +321,16 @@ impl Tables {
     #[inline]
     pub fn adjacency(&self, id: u32) -> Option<&Adjacency> {
         self.adjacencies.get(id as usize)?.as_ref()
+    }
+
+    /// What seals an adjacency's packets for the worker of a resource: its own SA, or else the fallback.
+    #[inline]
+    pub(crate) fn outbound<'t>(&'t self, adjacency: &'t Adjacency, resource: u32) -> Option<&'t OutboundSa> {
+        let fallback = adjacency.outbound.as_deref();
+        if resource == 0 || adjacency.flags & HAS_RESOURCES == 0 {
+            return fallback;
+        }
+        self.resources.get(adjacency.id, resource).or(fallback)
     }
 
     /// Whether all of the tables are likely to stay in the caches while packets pass.
@@ -414,6 +432,7 @@ pub(crate) enum Operation {
     Enlarge { tunnel: u32, ipv6: bool, routes: Arc<[(Prefix, u32)]> },
     Multicast(u32, Arc<[u32]>),
     Inbound(usize, Option<Arc<InboundSa>>),
+    ResourceSa { adjacency: u32, resource: u32, sa: Option<Arc<OutboundSa>> },
     GrePeer((Option<u32>, IpAddr), Option<u32>),
     Sources(u32, Option<Arc<[Prefix]>>),
 }
@@ -452,6 +471,7 @@ impl Tables {
             Operation::NextHop(id, next_hop) => put(&mut self.next_hops, *id as usize, *next_hop),
             Operation::Group(slot, group) => put(&mut self.groups, *slot as usize, *group),
             Operation::Inbound(slot, sa) => put(&mut self.inbound, *slot, sa.clone()),
+            Operation::ResourceSa { adjacency, resource, sa } => self.resources.put(*adjacency, *resource, sa.clone()),
             Operation::Sources(adjacency, Some(prefixes)) => {
                 self.sources.insert(*adjacency, Arc::clone(prefixes));
             }

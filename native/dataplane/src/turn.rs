@@ -10,8 +10,9 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// What outlives an outbound SA, one for each key.
+/// What outlives an outbound SA, one for each key. Alone in its cache line: keys of several workers write at the same time.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub(crate) struct KeyUse {
     /// The next sequence number when the last SA with this key was dropped.
     pub(crate) rest: AtomicU64,
@@ -43,6 +44,12 @@ impl Turns {
     /// Those of the worker with this number, which no other has.
     pub(crate) fn new(worker: NonZeroU32) -> Self {
         Self { worker, held: Vec::with_capacity(256), wanted: None }
+    }
+
+    /// The worker's index, which is the resource whose SAs are its own.
+    #[inline]
+    pub(crate) fn resource(&self) -> u32 {
+        self.worker.get() - 1
     }
 
     /// Whether it is this worker's turn, which it stays until [`Turns::release`].

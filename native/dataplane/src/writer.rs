@@ -1,6 +1,6 @@
 //! The commands that change the tables.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use crate::error::TablesError;
 use crate::group::{GROUP_LIMIT, Group};
 use crate::prefix::Prefix;
 use crate::replay::MAX_REPLAY_WINDOW;
+use crate::resources::MAX_RESOURCE;
 use crate::sa::{AdjacencyCounters, AdjacencyCounts, InboundSa, InboundSaCounts, OutboundSa, OutboundSaCounts};
 use crate::sequence::SequenceBook;
 use crate::sources::Sources;
@@ -42,6 +43,7 @@ pub fn tables() -> (TablesWriter, TablesReader) {
         group_slots: 0,
         free_group_slots: Vec::new(),
         inbound: HashMap::new(),
+        resources: HashMap::new(),
         gre_peers: HashMap::new(),
         spis: SpiAllocator::default(),
         sequences: SequenceBook::default(),
@@ -73,6 +75,8 @@ pub struct TablesWriter {
     group_slots: u32,
     free_group_slots: Vec<u32>,
     inbound: HashMap<u32, Arc<InboundSa>>,
+    // The outbound SAs of adjacencies besides the fallback, by resource.
+    resources: HashMap<u32, BTreeMap<u32, Arc<OutboundSa>>>,
     // The adjacencies of one key and remote address in the order they were set: the last one counts.
     gre_peers: HashMap<(Option<u32>, IpAddr), Vec<u32>>,
     spis: SpiAllocator,
@@ -81,6 +85,10 @@ pub struct TablesWriter {
 
 fn check_id(what: &'static str, id: u32, limit: u32) -> Result<(), TablesError> {
     if id < limit { Ok(()) } else { Err(TablesError::IdTooLarge { what, id, limit }) }
+}
+
+fn check_resource(resource: u32) -> Result<(), TablesError> {
+    if resource <= MAX_RESOURCE { Ok(()) } else { Err(TablesError::Resource(resource)) }
 }
 
 impl TablesWriter {
@@ -135,7 +143,7 @@ impl TablesWriter {
         Ok(())
     }
 
-    /// Make or replace an adjacency. It keeps its counters, its sources and, unless it becomes plain GRE, its outbound SA.
+    /// Make or replace an adjacency. It keeps its counters, its sources and, unless it becomes plain GRE, its outbound SAs.
     pub fn set_adjacency(&mut self, id: u32, config: AdjacencyConfig) -> Result<(), TablesError> {
         check_id("adjacency", id, ADJACENCY_LIMIT)?;
         // An IPv4-mapped address is the IPv4 address.
@@ -167,7 +175,12 @@ impl TablesWriter {
             None => (None, Arc::new(AdjacencyCounters::default())),
         };
         let outbound = outbound.filter(|_| encapsulation != Encapsulation::Gre);
-        let mut adjacency = Adjacency::new(id, &config, &tunnel, outbound, counters);
+        if encapsulation == Encapsulation::Gre {
+            self.clear_resources(id);
+        }
+        let old = self.adjacencies.get(&id);
+        let mut adjacency =
+            Adjacency::new(id, &config, &tunnel, outbound, counters).with_resources(self.resources.contains_key(&id));
         if let Some(old) = old {
             adjacency = adjacency.with_sources_of(old);
         }
@@ -209,12 +222,13 @@ impl TablesWriter {
         Ok(())
     }
 
-    /// Remove an adjacency and its outbound SA. Next hops that point at it drop their packets.
+    /// Remove an adjacency and its outbound SAs. Next hops that point at it drop their packets.
     pub fn remove_adjacency(&mut self, id: u32) -> Result<(), TablesError> {
         if !self.adjacencies.contains_key(&id) {
             return Err(TablesError::UnknownAdjacency(id));
         }
         self.forget_gre_peer(id);
+        self.clear_resources(id);
         self.adjacencies.remove(&id);
         self.apply(Operation::Adjacency(id, None));
         self.apply(Operation::Sources(id, None));
@@ -356,9 +370,19 @@ impl TablesWriter {
         Ok(())
     }
 
-    /// Reserve an unused inbound SPI that carries its slot. `random`: 32 random bits.
+    /// Distribute inbound SPIs over so many lanes, by [`spi_lane`](crate::spi_lane), from here on.
+    pub fn spread_spis(&mut self, lanes: usize) {
+        self.spis.spread(lanes);
+    }
+
+    /// Reserve an unused inbound SPI that carries its slot. `random`: 32 random bits. The lanes take turns.
     pub fn allocate_spi(&mut self, random: u32) -> Result<u32, TablesError> {
-        self.spis.allocate(random)
+        self.spis.allocate(random, 0)
+    }
+
+    /// The same, of the lane of another inbound SPI.
+    pub fn allocate_spi_beside(&mut self, random: u32, beside: u32) -> Result<u32, TablesError> {
+        self.spis.allocate(random, beside)
     }
 
     /// Give back an SPI that no SA was made for.
@@ -419,9 +443,23 @@ impl TablesWriter {
         Ok(())
     }
 
-    /// Seal what these adjacencies send with this SA, which they share, from the next commit on.
+    /// Seal what these adjacencies send with this SA, which they share, from the next commit on: resource 0, the
+    /// fallback.
     pub fn set_outbound_sa(
         &mut self,
+        spi: u32,
+        suite: Suite,
+        keymat: &[u8],
+        adjacencies: &[u32],
+        esn: bool,
+    ) -> Result<(), TablesError> {
+        self.set_resource_sa(0, spi, suite, keymat, adjacencies, esn)
+    }
+
+    /// The same for one resource: what the worker with this index sends, if it is not 0.
+    pub fn set_resource_sa(
+        &mut self,
+        resource: u32,
         spi: u32,
         suite: Suite,
         keymat: &[u8],
@@ -431,21 +469,53 @@ impl TablesWriter {
         if spi < 256 {
             return Err(TablesError::ReservedSpi(spi));
         }
+        check_resource(resource)?;
         self.protected_adjacencies(adjacencies)?;
         let counters = self.counters_of_only(adjacencies);
         let sa = self.sequences.make(spi, Cipher::new(suite, keymat)?, keymat, esn, counters);
         for &id in adjacencies {
-            let adjacency = self.known_adjacency(id)?.with_outbound(Some(Arc::clone(&sa)));
-            self.put_adjacency(adjacency);
+            self.put_outbound_sa(id, resource, Some(Arc::clone(&sa)))?;
         }
         Ok(())
     }
 
-    /// Take the outbound SA from an adjacency.
+    /// Take the fallback SA from an adjacency.
     pub fn clear_outbound_sa(&mut self, adjacency: u32) -> Result<(), TablesError> {
-        let adjacency = self.known_adjacency(adjacency)?.with_outbound(None);
-        self.put_adjacency(adjacency);
+        self.clear_resource_sa(adjacency, 0)
+    }
+
+    /// Take the SA of a resource from an adjacency, if it has one: that worker uses the fallback again. Without the fallback,
+    /// workers that have an SA of their own go on with it, and the others have none.
+    pub fn clear_resource_sa(&mut self, adjacency: u32, resource: u32) -> Result<(), TablesError> {
+        check_resource(resource)?;
+        self.put_outbound_sa(adjacency, resource, None)
+    }
+
+    fn put_outbound_sa(&mut self, id: u32, resource: u32, sa: Option<Arc<OutboundSa>>) -> Result<(), TablesError> {
+        let adjacency = self.known_adjacency(id)?.clone();
+        if resource == 0 {
+            self.put_adjacency(adjacency.with_outbound(sa));
+            return Ok(());
+        }
+        let of_adjacency = self.resources.entry(id).or_default();
+        match &sa {
+            Some(sa) => of_adjacency.insert(resource, Arc::clone(sa)),
+            None => of_adjacency.remove(&resource),
+        };
+        let has = !of_adjacency.is_empty();
+        if !has {
+            self.resources.remove(&id);
+        }
+        self.apply(Operation::ResourceSa { adjacency: id, resource, sa });
+        self.put_adjacency(adjacency.with_resources(has));
         Ok(())
+    }
+
+    /// Forget all SAs of an adjacency but the fallback. Whoever calls puts the adjacency anew, or removes it.
+    fn clear_resources(&mut self, id: u32) {
+        for resource in self.resources.remove(&id).unwrap_or_default().into_keys() {
+            self.apply(Operation::ResourceSa { adjacency: id, resource, sa: None });
+        }
     }
 
     /// Counters of an adjacency.
@@ -458,12 +528,23 @@ impl TablesWriter {
         Ok(self.inbound.get(&spi).ok_or(TablesError::UnknownInboundSa(spi))?.counts())
     }
 
-    /// Counters of the outbound SA that an adjacency has.
+    /// Counters of the fallback SA that an adjacency has.
     pub fn outbound_sa_counters(&self, adjacency: u32) -> Result<OutboundSaCounts, TablesError> {
         Ok(self.outbound_sa(adjacency)?.counts())
     }
 
-    /// The outbound SA that an adjacency has.
+    /// Counters of the SA that an adjacency has for a resource.
+    pub fn resource_sa_counters(&self, adjacency: u32, resource: u32) -> Result<OutboundSaCounts, TablesError> {
+        check_resource(resource)?;
+        if resource == 0 {
+            return self.outbound_sa_counters(adjacency);
+        }
+        self.known_adjacency(adjacency)?;
+        let sa = self.resources.get(&adjacency).and_then(|of_adjacency| of_adjacency.get(&resource));
+        Ok(sa.ok_or(TablesError::NoOutboundSa(adjacency))?.counts())
+    }
+
+    /// The fallback SA that an adjacency has.
     pub fn outbound_sa(&self, adjacency: u32) -> Result<&Arc<OutboundSa>, TablesError> {
         let outbound = &self.known_adjacency(adjacency)?.outbound;
         outbound.as_ref().ok_or(TablesError::NoOutboundSa(adjacency))

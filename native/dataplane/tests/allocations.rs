@@ -10,10 +10,18 @@ use dsvpn_dataplane::*;
 #[test]
 fn a_warm_data_plane_allocates_nothing() {
     let setups = [Setup::default(), Setup { esn: true, ..Setup::default() }, Setup::plain_gre()];
-    for (setup, workers) in setups.into_iter().flat_map(|setup| [(setup, 1), (setup, 2)]) {
+    for (setup, worker) in setups.into_iter().flat_map(|setup| [(setup, 0), (setup, 1), (setup, 2)]) {
         let mut dataplane = Loop::new(setup);
-        if workers > 1 {
-            dataplane.encap.share(NonZeroU32::MIN);
+        if let Some(worker) = NonZeroU32::new(worker) {
+            dataplane.encap.share(worker);
+        }
+        if let (2, Some(suite)) = (worker, setup.suite) {
+            // An SA of its own, besides what the others seal by.
+            let keymat: Vec<u8> = (7..).take(suite.keymat_length()).collect();
+            let spi = dataplane.writer.allocate_spi(8).unwrap();
+            dataplane.writer.add_inbound_sa(spi, suite, &keymat, &[1], setup.esn, setup.replay_window).unwrap();
+            dataplane.writer.set_resource_sa(1, spi, suite, &keymat, &[1], setup.esn).unwrap();
+            dataplane.writer.commit();
         }
         let flows = [Flow::default(), Flow { udp: true, ..Flow::default() }, Flow { v6: true, ..Flow::default() }];
         let mut arena = Vec::new();
@@ -70,6 +78,10 @@ fn a_warm_data_plane_allocates_nothing() {
             }
         });
         assert_eq!(measured.count_total, 0, "{setup:?}: {measured:?}");
+        if worker == 2 && setup.suite.is_some() {
+            assert_eq!(dataplane.writer.outbound_sa_counters(1).unwrap().packets, 0);
+            assert!(dataplane.writer.resource_sa_counters(1, 1).unwrap().packets > 0);
+        }
         assert_eq!(
             dataplane.shared.counters.iter().filter(|(name, value)| name.starts_with("drop_") && *value > 0).count(),
             0

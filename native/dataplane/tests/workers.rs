@@ -1,17 +1,18 @@
 //! Several workers on one set of tables: every number once and in its order, every packet once, no old tables after a commit.
 
 mod common;
+#[path = "common/sender.rs"]
+mod sender;
 
 use std::collections::HashMap;
-use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier, Mutex};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use common::*;
 use dsvpn_dataplane::*;
+use sender::{Sender, WORKERS, together};
 
-const WORKERS: u32 = 4;
 const PEERS: u32 = 3;
 
 /// Peers that are all itself; 20.0.ID.0/24 is behind peer ID.
@@ -45,61 +46,6 @@ fn vector(first: u32, rounds: u32) -> (Vec<u8>, Vec<PacketMeta>) {
         }
     }
     (arena, metas)
-}
-
-/// One worker's way from packets to what is sent.
-struct Sender {
-    encap: Encap,
-    reader: TablesReader,
-    send: Vec<u8>,
-    batch: SendBatch,
-    replies: TunBatch,
-    waits: usize,
-}
-
-impl Sender {
-    fn new(worker: u32, reader: TablesReader, shared: &Arc<Shared>) -> Self {
-        let mut encap = Encap::new(Arc::clone(shared), EncapConfig::default());
-        encap.share(NonZeroU32::new(worker + 1).unwrap());
-        let send = vec![0; MIN_SEND_ARENA];
-        Self { encap, reader, send, batch: SendBatch::new(), replies: TunBatch::new(), waits: 0 }
-    }
-
-    /// Send a vector as a driver does. `sent` gets what leaves.
-    fn forward(&mut self, arena: &[u8], packets: &[PacketMeta], mut sent: impl FnMut(&SendMessage, &[u8])) {
-        let mut first = 0;
-        while first < packets.len() {
-            let tables = self.reader.enter().unwrap();
-            let (send, batch, replies) = (&mut self.send, &mut self.batch, &mut self.replies);
-            first += self.encap.run(&tables, 0, arena, &packets[first..], send, batch, replies, SECOND).consumed;
-            drop(tables);
-            for message in &self.batch.messages {
-                for range in message.datagrams() {
-                    sent(message, &self.send[range]);
-                }
-            }
-            self.batch.clear();
-            self.encap.release();
-            while self.encap.must_wait() {
-                self.waits += 1;
-                thread::yield_now();
-            }
-        }
-    }
-}
-
-/// Let every worker work with its view of the tables, at the same time.
-fn together(reader: &TablesReader, work: impl Fn(u32, TablesReader) + Sync) {
-    let barrier = Barrier::new(WORKERS as usize);
-    thread::scope(|scope| {
-        for worker in 0..WORKERS {
-            let (work, barrier, reader) = (&work, &barrier, reader.clone());
-            scope.spawn(move || {
-                barrier.wait();
-                work(worker, reader);
-            });
-        }
-    });
 }
 
 /// Each begins with another peer, so that each wants what another has.

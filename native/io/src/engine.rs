@@ -93,12 +93,12 @@ impl Core {
         lock(&self.reader).clone()
     }
 
-    /// An unused inbound SPI.
-    pub fn allocate_spi(&self) -> Result<u32, Error> {
+    /// An unused inbound SPI; with `beside`, an inbound SPI too, what comes with it comes to the same socket.
+    pub fn allocate_spi(&self, beside: u32) -> Result<u32, Error> {
         let mut random = [0; 4];
         getrandom::fill(&mut random)
             .map_err(|error| SystemError::new("cannot get random octets", io::Error::from(error)))?;
-        Ok(self.writer().allocate_spi(u32::from_ne_bytes(random))?)
+        Ok(self.writer().allocate_spi_beside(u32::from_ne_bytes(random), beside)?)
     }
 }
 
@@ -138,6 +138,7 @@ impl Engine {
         if !(1..=MAX_PAIRS).contains(&lanes) {
             return Err(Error::Misuse(format!("queues: {lanes} is not within 1 to {MAX_PAIRS}")));
         }
+        core.writer().spread_spis(lanes);
         let event = EventFd::new().map_err(|error| SystemError::new("cannot make an eventfd", error))?;
         let punt_event = Arc::new(event);
         let wake = Arc::clone(&punt_event);

@@ -23,6 +23,7 @@ pub mod prefetch;
 mod receive;
 mod send;
 mod socket;
+mod steering;
 mod tun;
 mod tun_output;
 mod tun_queues;

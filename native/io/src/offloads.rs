@@ -5,6 +5,7 @@ use std::fs;
 use crate::descriptors::Descriptors;
 use crate::gso_selftest::Outcome;
 use crate::socket::{Gso, Socket, SocketKind};
+use crate::steering::Steering;
 
 /// Every offload by name and how it stands, in the order in which they are shown.
 pub fn offloads(descriptors: &Descriptors) -> Vec<(String, String)> {
@@ -21,6 +22,15 @@ pub fn offloads(descriptors: &Descriptors) -> Vec<(String, String)> {
     if !nat.is_empty() {
         let all = nat.iter().all(|socket| socket.gro());
         found.push((String::from("UDP GRO"), if all { "on" } else { "off: this kernel has none" }.to_owned()));
+    }
+    for (ipv6, steering) in underlay.steering() {
+        let version = if *ipv6 { "IPv6" } else { "IPv4" };
+        let shown = match steering {
+            Steering::OneSocket => continue,
+            Steering::Spi => String::from("on"),
+            Steering::Hash(why) => format!("off: the kernel refuses the filter ({why})"),
+        };
+        found.push((format!("choice of the socket by SPI, {version}"), shown));
     }
     let self_test = match underlay.self_test() {
         Some(Outcome::Passed) => String::from("passed"),

@@ -107,8 +107,8 @@ impl Socket {
         Self::open_lane(kind, ipv6, port, dont_fragment, device, None)
     }
 
-    /// Open several that share a port (SO_REUSEPORT). The kernel chooses one by the hash of both addresses and ports, so
-    /// that a peer's datagrams stay on one while his address does.
+    /// Open several that share a port (SO_REUSEPORT). Until there is a filter ([`crate::steering`]) the kernel chooses one by
+    /// the hash of both addresses and ports, so that a peer's datagrams stay on one while his address does.
     pub fn open_shared(
         kind: SocketKind,
         ipv6: bool,
@@ -161,6 +161,7 @@ impl Socket {
         socket
             .configure(dont_fragment, lane.is_some())
             .map_err(|error| SystemError::new(format!("cannot set up {what} over {version}"), error))?;
+        socket.lower_hop_limit();
         if device != 0 {
             // Before the port is taken: another VRF's socket of the same port is none of our business.
             socket
@@ -220,6 +221,31 @@ impl Socket {
             }
         }
         Ok(())
+    }
+
+    /// Every lane sends with a hop limit of its own.
+    ///
+    /// A peer's kernel joins what it receives between two ports (UDP_GRO), whatever the SPIs, and gives all of it to the
+    /// socket that the first SPI names. Lanes seal by SAs of their own (RFC 9611): joined with another lane's, a packet would
+    /// come to another worker than those before it. Datagrams of unlike hop limits are not joined.
+    fn lower_hop_limit(&self) {
+        let (level, option) =
+            if self.ipv6 { (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS) } else { (libc::IPPROTO_IP, libc::IP_TTL) };
+        if self.lane > 0
+            && let Ok(usual) = self.get(level, option)
+        {
+            // Refused, it is the usual one: what is joined then is in order for each SA all the same.
+            let _ = self.set(level, option, (usual - self.lane as libc::c_int).max(1));
+        }
+    }
+
+    fn get(&self, level: libc::c_int, option: libc::c_int) -> io::Result<libc::c_int> {
+        let mut value: libc::c_int = 0;
+        let mut length = mem::size_of::<libc::c_int>() as libc::socklen_t;
+        // SAFETY: the kernel writes at most `length` octets to the int.
+        let result =
+            unsafe { libc::getsockopt(self.as_raw_fd(), level, option, (&raw mut value).cast(), &raw mut length) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
     }
 
     fn set(&self, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {

@@ -7,6 +7,7 @@ use dsvpn_dataplane::Encapsulation;
 use crate::error::SystemError;
 use crate::gso_selftest::{self, Outcome};
 use crate::socket::{Gso, Socket, SocketKind};
+use crate::steering::Steering;
 
 /// What [`Underlay::open`] binds.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +31,8 @@ pub struct UnderlayConfig {
 #[derive(Debug, Default)]
 pub struct Underlay {
     sockets: Vec<Socket>,
+    /// How those that share a port are chosen among: of IPv4, of IPv6.
+    steering: Vec<(bool, Steering)>,
     self_test: Option<Outcome>,
 }
 
@@ -43,6 +46,7 @@ impl Underlay {
             (config.gre, SocketKind::Gre, 0),
         ];
         let mut sockets = Vec::new();
+        let mut steering = Vec::new();
         for (wanted, ipv6) in [(config.ipv4, false), (config.ipv6, true)] {
             for (_, kind, port) in kinds.iter().filter(|(asked, ..)| wanted && *asked) {
                 let opened = if *kind == SocketKind::Nat && lanes > 1 {
@@ -51,7 +55,12 @@ impl Underlay {
                     Socket::open(*kind, ipv6, *port, config.dont_fragment, config.device).map(|socket| vec![socket])
                 };
                 match opened {
-                    Ok(opened) => sockets.extend(opened),
+                    Ok(opened) => {
+                        if *kind == SocketKind::Nat {
+                            steering.push((ipv6, Steering::attach(&opened)));
+                        }
+                        sockets.extend(opened);
+                    }
                     Err(error)
                         if ipv6 && config.ipv4 && matches!(error.errno(), libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL) =>
                     {
@@ -64,7 +73,7 @@ impl Underlay {
         if !config.udp_gso {
             sockets.iter().for_each(|socket: &Socket| socket.disable_gso(Gso::Configured));
         }
-        let mut underlay = Self { sockets, self_test: None };
+        let mut underlay = Self { sockets, steering, self_test: None };
         underlay.test_gso(config);
         Ok(underlay)
     }
@@ -86,6 +95,11 @@ impl Underlay {
     /// What the self-test of UDP GSO found; `None` if nothing asked for GSO.
     pub fn self_test(&self) -> Option<&Outcome> {
         self.self_test.as_ref()
+    }
+
+    /// How sockets that share a port are chosen among, for each family (whether it is IPv6).
+    pub fn steering(&self) -> &[(bool, Steering)] {
+        &self.steering
     }
 
     pub fn sockets(&self) -> &[Socket] {

@@ -56,7 +56,7 @@ fn engine(encapsulation: Encapsulation, udp_gso: bool, lanes: usize) -> Engine {
         copy_dscp: true,
     };
     let tunnel = engine.add_tunnel("tunnel0", config).unwrap();
-    let spi = core.allocate_spi().unwrap();
+    let spi = core.allocate_spi(0).unwrap();
     let mut writer = core.writer();
     let adjacency = AdjacencyConfig {
         tunnel,

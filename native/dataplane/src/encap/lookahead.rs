@@ -64,6 +64,8 @@ pub(super) struct Lookahead<'t, 'p, P> {
     tunnel: &'t Tunnel,
     arena: &'p [u8],
     packets: &'p [PacketMeta],
+    /// Whose SAs the packets are sealed by.
+    resource: u32,
     last: Last<'t>,
     ahead: Option<Ahead<Entry<'t>>>,
     prefetch: PhantomData<P>,
@@ -71,22 +73,29 @@ pub(super) struct Lookahead<'t, 'p, P> {
 
 impl<'t, 'p, P: Prefetch> Lookahead<'t, 'p, P> {
     #[inline]
-    pub(super) fn new(tables: &'t Tables, tunnel: &'t Tunnel, arena: &'p [u8], packets: &'p [PacketMeta]) -> Self {
+    pub(super) fn new(
+        tables: &'t Tables,
+        tunnel: &'t Tunnel,
+        arena: &'p [u8],
+        packets: &'p [PacketMeta],
+        resource: u32,
+    ) -> Self {
         let last = Last { destination: NOWHERE, resolved: Resolved::default() };
         let small = tables.are_small() && tunnel.is_small();
         let ahead = if small { None } else { Ahead::new(packets.len()) };
-        Self { tables, tunnel, arena, packets, last, ahead, prefetch: PhantomData }
+        Self { tables, tunnel, arena, packets, resource, last, ahead, prefetch: PhantomData }
     }
 
     /// Where the packet `index` goes. They are asked for one after the other, from the first.
     #[inline]
     pub(super) fn next(&mut self, index: usize) -> Resolved<'t> {
         let (tables, tunnel, arena, packets) = (self.tables, self.tunnel, self.arena, self.packets);
+        let resource = self.resource;
         if let Some(ahead) = &mut self.ahead {
             let find =
                 |first: usize, group: &mut [Entry<'t>]| find::<P>(tables, tunnel, arena, &packets[first..], group);
             let ask = |at: usize, entry: &mut Entry<'t>, before: Option<&Entry<'t>>| {
-                entry.ask_for_key::<P>(tables, packets[at].length as usize, before);
+                entry.ask_for_key::<P>(tables, resource, packets[at].length as usize, before);
             };
             return ahead.turn(index, packets.len(), find, ask).resolved;
         }
@@ -113,7 +122,7 @@ struct Entry<'t> {
 impl<'t> Entry<'t> {
     /// Ask for what a packet of that many octets needs behind its adjacency.
     #[inline]
-    fn ask_for_key<P: Prefetch>(&mut self, tables: &'t Tables, packet: usize, before: Option<&Self>) {
+    fn ask_for_key<P: Prefetch>(&mut self, tables: &'t Tables, resource: u32, packet: usize, before: Option<&Self>) {
         if let Some(before) = before
             && before.hop == self.hop
         {
@@ -122,7 +131,7 @@ impl<'t> Entry<'t> {
         }
         self.resolved.adjacency = self.hop.and_then(|id| tables.adjacency(id));
         if let Some(adjacency) = self.resolved.adjacency {
-            adjacency.prefetch_outward::<P>(packet);
+            adjacency.prefetch_outward::<P>(tables.outbound(adjacency, resource), packet);
         }
     }
 }

@@ -28,14 +28,14 @@ impl<P: Prefetch> Encap<P> {
         meta: &PacketMeta,
         segment: u32,
     ) -> Option<u32> {
-        let sa = match (&adjacency.outbound, adjacency.encapsulation) {
-            (_, Encapsulation::Gre) => None,
-            (Some(sa), _) => Some(&**sa),
-            (None, _) => {
-                self.tally.add(Counter::DropNoSa, 1);
-                return None;
-            }
+        let sa = match &self.turns {
+            None => adjacency.outbound.as_deref(),
+            Some(turns) => vector.tables.outbound(adjacency, turns.resource()),
         };
+        if sa.is_none() && adjacency.encapsulation != Encapsulation::Gre {
+            self.tally.add(Counter::DropNoSa, 1);
+            return None;
+        }
         if let (Some(turns), Some(sa)) = (&mut self.turns, sa)
             && !turns.take(&sa.key)
         {
@@ -53,7 +53,7 @@ impl<P: Prefetch> Encap<P> {
         &mut self,
         vector: &mut Vector<'t, '_>,
         adjacency: &'t Adjacency,
-        sa: Option<&OutboundSa>,
+        sa: Option<&'t OutboundSa>,
         octets: &[u8],
         packet: &IpPacket,
         meta: &PacketMeta,
@@ -62,7 +62,7 @@ impl<P: Prefetch> Encap<P> {
         if length > adjacency.mtu() {
             return self.transmit_large(vector, adjacency, sa, octets, packet, meta);
         }
-        if vector.output.room(adjacency, length) == 0 {
+        if vector.output.room(adjacency, sa, length) == 0 {
             return Some(0);
         }
         let needs_checksum = meta.virtio.flags & virtio::NEEDS_CSUM != 0;
@@ -104,7 +104,7 @@ impl<P: Prefetch> Encap<P> {
         &mut self,
         vector: &mut Vector<'t, '_>,
         adjacency: &'t Adjacency,
-        sa: Option<&OutboundSa>,
+        sa: Option<&'t OutboundSa>,
         octets: &[u8],
         packet: &IpPacket,
         meta: &PacketMeta,
@@ -134,7 +134,7 @@ impl<P: Prefetch> Encap<P> {
         &mut self,
         vector: &mut Vector<'t, '_>,
         adjacency: &'t Adjacency,
-        sa: Option<&OutboundSa>,
+        sa: Option<&'t OutboundSa>,
         octets: &[u8],
         packet: &IpPacket,
     ) -> Option<u32> {
@@ -144,7 +144,7 @@ impl<P: Prefetch> Encap<P> {
             return None;
         };
         // All or none: the fragments of one packet are not sent apart.
-        if vector.output.room(adjacency, mtu) < fragments.count() as usize {
+        if vector.output.room(adjacency, sa, mtu) < fragments.count() as usize {
             return Some(0);
         }
         self.tally.add(Counter::Fragmented, 1);
@@ -168,7 +168,7 @@ impl<P: Prefetch> Encap<P> {
         &mut self,
         vector: &mut Vector<'t, '_>,
         adjacency: &'t Adjacency,
-        sa: Option<&OutboundSa>,
+        sa: Option<&'t OutboundSa>,
         octets: &[u8],
         packet: &IpPacket,
         meta: &PacketMeta,
@@ -193,7 +193,7 @@ impl<P: Prefetch> Encap<P> {
             };
             superpacket.shrink(size);
         }
-        let fit = vector.output.room(adjacency, superpacket.largest()).min(u32::MAX as usize) as u32;
+        let fit = vector.output.room(adjacency, sa, superpacket.largest()).min(u32::MAX as usize) as u32;
         let end = superpacket.count().min(segment.saturating_add(fit));
         if segment < end {
             let length = |index| superpacket.length(index);
@@ -210,7 +210,7 @@ impl<P: Prefetch> Encap<P> {
         &mut self,
         vector: &mut Vector<'t, '_>,
         adjacency: &'t Adjacency,
-        sa: Option<&OutboundSa>,
+        sa: Option<&'t OutboundSa>,
         superpacket: &Superpacket<'_>,
         segment: u32,
     ) -> Option<u32> {
@@ -239,7 +239,7 @@ impl<P: Prefetch> Encap<P> {
         &mut self,
         vector: &mut Vector<'t, '_>,
         adjacency: &'t Adjacency,
-        sa: Option<&OutboundSa>,
+        sa: Option<&'t OutboundSa>,
         packet: &IpPacket,
         indices: Range<u32>,
         length: impl Fn(u32) -> usize,
@@ -259,7 +259,7 @@ impl<P: Prefetch> Encap<P> {
             outer_octets += vector.output.emit(adjacency, seal, tos, protocol, inner, |place| fill(index, place));
             inner_octets += inner;
         }
-        vector.run.count(adjacency, u64::from(granted), inner_octets as u64, vector.now_ns);
+        vector.run.count(adjacency, sa, u64::from(granted), inner_octets as u64, vector.now_ns);
         self.tally.add(Counter::UnderlayTxPackets, u64::from(granted));
         self.tally.add(Counter::UnderlayTxOctets, outer_octets as u64);
     }
