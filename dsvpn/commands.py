@@ -149,7 +149,7 @@ class SetOutboundSa:
 
     Resource 0 is the fallback SA (RFC 9611): it seals for every worker that has none of its own, and NHRP. A
     `resource` from 1 to `MAX_RESOURCE` is for the worker with this index, counted from 0, among those that
-    encapsulate; worker 0 seals with the fallback SA. All SAs of an adjacency have one suite: its MTU is computed for that.
+    encapsulate; worker 0 seals with the fallback SA. All SAs of an adjacency have one suite, which its MTU is for.
     """
 
     spi: int

@@ -16,6 +16,7 @@ import dsvpn_native
 from dsvpn.addresses import Address, Endpoint, Path, Prefix
 from dsvpn.commands import (
     AddInboundSa,
+    ClearOutboundSa,
     InstallKernelRoute,
     RemoveAdjacency,
     RemoveInboundSa,
@@ -188,6 +189,9 @@ def test_every_command_is_carried_out(rig: Rig, tmp_path: FilePath) -> None:
             SetSources(4, "any", ()),
             AddInboundSa(spi, "aes128gcm16", keymat, (4,), False, 1024),
             SetOutboundSa(0x1234, "aes128gcm16", keymat, (4,), False),
+            SetOutboundSa(0x1235, "aes128gcm16", bytes(20), (4,), False, 1),
+            SetOutboundSa(0x1236, "aes128gcm16", bytes(20), (4,), False, 2),
+            ClearOutboundSa(4, 2),
             InstallKernelRoute("dsvpn1", prefix, ip_address("10.0.0.12")),
             SendNhrp(4, b"sealed"),
         ]
@@ -199,6 +203,9 @@ def test_every_command_is_carried_out(rig: Rig, tmp_path: FilePath) -> None:
     assert packet[28:32] == (0x1234).to_bytes(4, "big")
     assert set(rig.commander.adjacencies) == {3, 4}
     assert rig.commander.traffic().keys() == {3, 4}
+    assert rig.plane.outbound_sa_counters(4, 1)["spi"] == 0x1235
+    with pytest.raises(ValueError, match="adjacency: 4 has no outbound SA"):
+        rig.plane.outbound_sa_counters(4, 2)
     seals, sealed_before, gone = BusySa(spi, 0x1234, 4), BusySa(spi, 0x1233, 4), BusySa(spi + 1, 0x1234, 4)
     carried = rig.commander.sa_traffic([seals, sealed_before, gone])
     assert carried == {seals: Carried(0, 0, 1, len(b"sealed"), 1), sealed_before: Carried(0, 0)}

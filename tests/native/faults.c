@@ -39,6 +39,7 @@ struct faults {
     uint32_t lie;                     /* 1: a read from a TUN, 2: recvmmsg, says that it gave more than there was room */
     uint32_t swap;                    /* every so manieth message of several segments leaves with two of them swapped */
     uint32_t one_queue;               /* errno with which a TUN with several queues is refused */
+    uint32_t no_steering;             /* errno with which a filter for sockets that share a port is refused */
     uint32_t recording, records;      /* whether sends are recorded; how many were */
     struct record record[RECORDS];
 };
@@ -167,6 +168,15 @@ int recvmmsg(int descriptor, struct mmsghdr *messages, unsigned int count, int f
 {
     int result = syscall(SYS_recvmmsg, descriptor, messages, count, flags, timeout);
     return result > 0 && get(&faults->lie) == 2 ? 1 << 20 : result;
+}
+
+int setsockopt(int descriptor, int level, int option, const void *value, socklen_t length)
+{
+    if (level == SOL_SOCKET && option == SO_ATTACH_REUSEPORT_CBPF && get(&faults->no_steering)) {
+        errno = get(&faults->no_steering);
+        return -1;
+    }
+    return syscall(SYS_setsockopt, descriptor, level, option, value, length);
 }
 
 static int of_tun(int descriptor)

@@ -24,6 +24,7 @@ _FIELDS = (
     "lie",
     "swap",
     "one_queue",
+    "no_steering",
     "recording",
     "records",
 )

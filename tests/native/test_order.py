@@ -151,9 +151,9 @@ def switch(network: Pair, side: int, workers: int) -> None:
 
 
 def replace_sa(network: Pair, number: int) -> tuple[int, bytes]:
-    """A new SA from side 0 to side 1 with keys of its own, and it is used."""
+    """A new SA from side 0 to side 1 with keys of its own, and it is used; the same worker opens what it seals."""
     one, other = network.nodes
-    spi = other("allocate_spi")
+    spi = other("allocate_spi", one("outbound_sa_counters", 7)["spi"])
     keymat = bytes([number % 256, number // 256]) + bytes(18)
     other("add_inbound_sa", spi, SUITE, keymat, [7], True, 1024)
     other("commit")

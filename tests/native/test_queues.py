@@ -120,27 +120,72 @@ def test_a_device_that_is_taken_away_is_told_once(network: Pair) -> None:
     assert [punt["kind"] for punt in network.nodes[0]("punts")].count("gone") == 1
 
 
-def test_a_peer_stays_on_one_socket_and_peers_are_spread(network: Pair) -> None:
+def taken_by(network: Pair, port: int, *datagrams: bytes) -> set[str]:
+    """Which workers of side 1 took datagrams from a port of side 0 to its port 4500."""
+    before = packets(network, 1, "decap")
+    with closing(inside(network.names[0], lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))) as sender:
+        sender.bind(("192.0.2.1", port))
+        for datagram in datagrams:
+            sender.sendto(datagram, ("192.0.2.2", 4500))
+    total = sum(before.values())
+    wait_for("the datagrams", lambda: sum(packets(network, 1, "decap").values()) == total + len(datagrams))
+    after = packets(network, 1, "decap")
+    return {name for name, count in after.items() if count != before[name]}
+
+
+def test_an_sa_stays_on_one_socket_and_sas_are_spread(network: Pair) -> None:
     network.forward(workers=2 * PAIRS)
+    node = network.nodes[1]
+    assert node("offloads")["choice of the socket by SPI, IPv4"] == "on"
+    assert node("offloads")["choice of the socket by SPI, IPv6"] == "on"
+    # The first one was side 1's own.
+    spis = [node("allocate_spi") for _ in range(2 * PAIRS)]
+    found = []
+    for spi in spis:
+        datagram = spi.to_bytes(4, "big") + bytes(60)
+        # A NAT box gives the peer another port, and another.
+        workers = [taken_by(network, port, datagram, datagram) for port in (20_000, 20_001, 33_333)]
+        assert workers == [workers[0]] * 3
+        found.append(workers[0].pop())
+    assert set(found) == {f"decap{number}" for number in range(PAIRS)}
+    assert found[PAIRS:] == found[:PAIRS], "SAs that are made one after another go round"
+    beside = node("allocate_spi", spis[2])
+    assert taken_by(network, 20_000, beside.to_bytes(4, "big") + bytes(60)) == {found[2]}
 
-    def workers_of(port: int) -> set[str]:
-        """Which workers took the datagrams of one peer: IKE messages of a port of his own."""
-        before = packets(network, 1, "decap")
-        with closing(inside(network.names[0], lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))) as sender:
-            sender.bind(("192.0.2.1", port))
-            for _ in range(8):
-                sender.sendto(bytes(4) + b"message", ("192.0.2.2", 4500))
-        total = sum(before.values())
-        wait_for("eight messages", lambda: sum(packets(network, 1, "decap").values()) == total + 8)
-        after = packets(network, 1, "decap")
-        return {name for name, count in after.items() if count != before[name]}
 
-    found = [workers_of(port) for port in range(20_000, 20_032)]
+def test_ike_and_keepalives_go_to_the_first_worker(network: Pair) -> None:
+    """And so does what is too short for an SPI, which strangers may send."""
+    network.forward(workers=2 * PAIRS)
+    for port in range(20_000, 20_008):
+        shorts = [b"", b"\xfe", b"\x00", b"\x01\x02", b"\x01\x02\x03", bytes(3), bytes(4)]
+        assert taken_by(network, port, bytes(4) + b"message", b"\xff", *shorts) == {"decap0"}
+    punts = network.nodes[1]("punts")
+    assert {(punt["kind"], punt["local_port"]) for punt in punts} == {("ike", 4500)}
+    assert sum(punt["data"] == b"message".hex() for punt in punts) == 8
+    counters = network.counters(1)
+    assert counters["keepalives_received"] == 8
+    assert counters["worker_panics"] == 0
+    assert set(network.drops()[1]) == {"drop_malformed_datagram"}
+    assert counters["drop_malformed_datagram"] + counters["punt_ike"] == 8 * 8
+    network.execute(0, "ping", "-c", "2", "-i", "0.1", "-W", "2", "10.9.0.2")
+
+
+def test_where_the_filter_is_refused_the_kernel_chooses_by_address_and_port(network: Pair, faults: Faults) -> None:
+    faults.set(no_steering=errno.ENOPROTOOPT)
+    network.forward(workers=2 * PAIRS, environments=(None, faults.environment))
+    offloads = network.nodes[1]("offloads")
+    for version in ("IPv4", "IPv6"):
+        shown = offloads[f"choice of the socket by SPI, {version}"]
+        assert shown.startswith("off: the kernel refuses the filter (Protocol not available"), shown
+    found = [taken_by(network, port, *[bytes(4) + b"message"] * 8) for port in range(20_000, 20_032)]
     assert all(len(workers) == 1 for workers in found), found
     assert set().union(*found) == {f"decap{number}" for number in range(PAIRS)}
     punts = network.nodes[1]("punts")
     assert len(punts) == 8 * 32, "IKE goes to the control plane from every socket"
     assert {(punt["kind"], punt["local_port"]) for punt in punts} == {("ike", 4500)}
+    with closing(Flows(*network.names)) as flows:
+        flows.run(1000)
+        flows.check()
 
 
 def test_another_gateways_port_is_not_shared(network: Pair) -> None:
