@@ -134,13 +134,17 @@ def reload(
         str | None, typer.Option(metavar="NAME", help=f"The gateway of that name in {RUN_DIRECTORY}.")
     ] = None,
 ) -> None:
-    """Make a running gateway read its keys, certificates and revocation lists anew, as SIGHUP does.
+    """Make a running gateway read its configuration, keys, certificates and revocation lists anew, as SIGHUP does.
 
-    Established SAs stay, except those whose peer's certificate is revoked. Other changes of the configuration need a
-    restart.
+    Established SAs stay, except those whose peer's certificate is revoked. Of a changed configuration it takes
+    what needs no new tunnel, and the keys that need a restart are named.
     """
-    ask(_find_gateway(socket, gateway), {"reload": True})
+    answer = ask(_find_gateway(socket, gateway), {"reload": True})
     typer.echo("keys, certificates and revocation lists were read anew")
+    if answer["taken"]:
+        typer.echo(f"changed and taken: {', '.join(answer['taken'])}")
+    if answer["waiting"]:
+        typer.echo(f"warning: changed, but not before a restart: {', '.join(answer['waiting'])}", err=True)
 
 
 @app.command()

@@ -200,6 +200,14 @@ class Gateway:
         self.ike.replace_credentials(profiles, now)
         self._settle(now)
 
+    def reconfigure(self, config: Config, now: float) -> None:
+        """Go on by a configuration that differs in what `dsvpn.config.changes` takes, and in its materials."""
+        self.config = config
+        changed = [tunnel.reconfigure(config.tunnels[name]) for name, tunnel in self.tunnels.items()]
+        if any(changed):
+            self.peering.claims_changed(now)
+        self.replace_materials(config.materials, now)
+
     def source_changed(self, tunnel: str, address: Address | None, mtu: int, now: float) -> None:
         """The underlay source of a tunnel has this address (None: none at the moment) and MTU."""
         network = self.tunnels[tunnel]

@@ -132,6 +132,12 @@ class Peering:
 
     # -- peers -----------------------------------------------------------------------------------------------
 
+    def claims_changed(self, now: float) -> None:
+        """What identities may claim is another: look at what each has proved anew."""
+        for peer in list(self.peers):
+            if peer.up:
+                self._tell_nhrp(peer, now)
+
     def underlay_mtu_changed(self, tunnel: str) -> None:
         """Packets of other sizes fit the peers of a tunnel."""
         for peer in self.peers:

@@ -100,6 +100,12 @@ class Tunnel:
         spared = self.health.standing(address) in (Standing.RECOVERING, Standing.LOST)
         return spared and self.health.any_reliable()
 
+    def reconfigure(self, config: TunnelConfig) -> bool:
+        """Go on by other rules of authorization; the rest of the configuration is the same. False if they are, too."""
+        before, self.config = self.config, config
+        self.authorizer = Authorizer(config)
+        return before.authorize != config.authorize
+
     @property
     def probe_interval(self) -> float | None:
         """How often NHSs are looked at, seconds. With one alone there is nothing to choose."""

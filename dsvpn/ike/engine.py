@@ -208,7 +208,8 @@ class IkeEngine:
         self._schedule(association)
 
     def replace_credentials(self, profiles: Iterable[IkeProfile], now: float) -> None:
-        """Authenticate with the keys, certificates and authorities of these profiles from here on.
+        """Authenticate with the keys, certificates and authorities of these profiles from here on, and give what is
+        made from here on their lifetimes. Signs of life and retransmissions go by them at once.
 
         Each must have the name of a known one; what else it says is not taken over. Established IKE SAs stay, except
         those whose peer's certificate is revoked or has no trusted authority any more.
@@ -225,6 +226,14 @@ class IkeEngine:
                 credentials=profile.credentials,
                 trust=profile.trust,
                 local_identity=profile.local_identity,
+                remote_identity=profile.remote_identity,
+                ike_lifetime=profile.ike_lifetime,
+                child_lifetime=profile.child_lifetime,
+                child_bytes=profile.child_bytes,
+                child_packets=profile.child_packets,
+                reauthentication=profile.reauthentication,
+                dpd_interval=profile.dpd_interval,
+                retransmission=profile.retransmission,
             )
         self._context.profiles.update(changed)
         self._require_wall_clock()

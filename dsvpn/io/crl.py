@@ -7,6 +7,7 @@ import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from time import monotonic
 from typing import IO
 
@@ -89,20 +90,20 @@ class CrlFetcher:
         #: The last good answer by URL.
         self.lists: dict[str, bytes] = {}
 
-    def fetch_now(self) -> None:
-        """Do not wait for the next time."""
+    def fetch_now(self, urls: Iterable[str]) -> None:
+        """Fetch these from here on, and do not wait for the next time."""
+        self._urls = tuple(urls)
         self._now.set()
 
     async def run(self) -> None:
-        """Fetch until cancelled; without URLs there is nothing to do."""
-        while self._urls:
+        """Fetch until cancelled; without URLs there is nothing to do until there are some."""
+        while True:
             self._now.clear()
             failed = await self._fetch_all()
-            try:
-                async with asyncio.timeout(RETRY_INTERVAL if failed else REFRESH_INTERVAL):
+            interval = RETRY_INTERVAL if failed else REFRESH_INTERVAL
+            with suppress(TimeoutError):
+                async with asyncio.timeout(interval if self._urls else None):
                     await self._now.wait()
-            except TimeoutError:
-                pass
 
     async def _fetch_all(self) -> bool:
         failed = changed = False

@@ -27,7 +27,9 @@ from dsvpn.addresses import Address
 from dsvpn.commands import LookUp
 from dsvpn.config import Config, TunnelConfig
 from dsvpn.config.advice import advice
+from dsvpn.config.changes import compare
 from dsvpn.config.credentials import Material, crl_urls, read_materials
+from dsvpn.config.load import load_config
 from dsvpn.errors import DsvpnError, HostError, MisuseError
 from dsvpn.gateway import Gateway
 from dsvpn.gateway.status import certificates
@@ -42,6 +44,7 @@ from dsvpn.io.routes import RouteAdded, RouteChange
 from dsvpn.io.sources import Source
 from dsvpn.io.state import token_secret
 from dsvpn.observe.limit import RateLimit
+from dsvpn.observe.log import configure_log
 from dsvpn.policy import guarded_prefixes, tunnel_mtu
 
 _log = structlog.get_logger("dsvpn")
@@ -68,7 +71,7 @@ SECTIONS = ("summary", "nhrp", "peers", "sa", "routes", "counters", "certificate
 
 
 def run_gateway(config: Config) -> None:
-    """Run a gateway until SIGTERM or SIGINT; SIGHUP reloads keys and certificates. HostError if the machine does not
+    """Run a gateway until SIGTERM or SIGINT; SIGHUP reloads. HostError if the machine does not
     let it; `require_host` first tells most causes of that."""
     uvloop.run(_run(config))
 
@@ -410,12 +413,29 @@ class Driver:
 
     # -- reloading -----------------------------------------------------------------------------------------
 
-    def reload(self) -> None:
-        """Read the keys, certificates and revocation lists that the configuration names anew, and fetch those that
-        have a URL. What cannot be read leaves everything as it was: ConfigurationError or HostError says why."""
-        self._read_materials()
-        self._crls.fetch_now()
-        _log.info("keys, certificates and revocation lists were read anew", name="reloaded")
+    def reload(self) -> dict[str, list[str]]:
+        """Read the configuration anew, with the keys, certificates and revocation lists that it names, and fetch those
+        that have a URL. What a running gateway can take over, it takes; the rest waits for a restart, and is named.
+
+        What cannot be read leaves everything as it was: ConfigurationError or HostError says why.
+        """
+        fresh = load_config(self._config.file)
+        taken, waiting, running = compare(self._config, fresh)
+        materials = read_materials(running, running.file, time.time(), self._crls.lists)
+        psks = {name: material.psk for name, material in materials.items() if material.psk}
+        before, self._config = self._config, running.model_copy(update={"materials": materials, "psks": psks})
+        if before.gateway != running.gateway:
+            configure_log(running.gateway.log_level, running.gateway.log_format)
+        self._say_warnings(materials)
+        self._gateway.reconfigure(self._config, time.monotonic())
+        self._flush()
+        self._crls.fetch_now(crl_urls(self._config))
+        _log.info("keys, certificates and revocation lists were read anew", name="reloaded", taken=taken)
+        if waiting:
+            _log.warning(
+                f"changed, but not before a restart: {', '.join(waiting)}", name="restart_needed", keys=waiting
+            )
+        return {"taken": taken, "waiting": waiting}
 
     def _redirect(self, request: Mapping[str, Any]) -> dict[str, int]:
         try:
@@ -477,8 +497,7 @@ class Driver:
 
     def _answer(self, request: dict[str, Any]) -> Any:
         if "reload" in request:
-            self.reload()
-            return {"reloaded": True}
+            return self.reload()
         if "redirect" in request:
             return self._redirect(request)
         section = request.get("show")

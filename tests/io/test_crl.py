@@ -141,7 +141,7 @@ def test_the_last_good_list_is_kept_and_changes_are_told(url: str) -> None:
             async with asyncio.timeout(20):
                 await progress.wait()
                 while len(seen) < 2:
-                    fetcher.fetch_now()
+                    fetcher.fetch_now([f"{url}/next"])
                     await asyncio.sleep(0.02)
         finally:
             task.cancel()
@@ -151,5 +151,21 @@ def test_the_last_good_list_is_kept_and_changes_are_told(url: str) -> None:
     assert len(errors) == 1
 
 
-def test_without_urls_there_is_nothing_to_do() -> None:
-    asyncio.run(CrlFetcher([], lambda: None, lambda error: None).run())
+def test_urls_that_a_reload_brings_are_fetched(url: str) -> None:
+    _Server.lists = [root().crl_octets()]
+
+    async def run() -> None:
+        changed = asyncio.Event()
+        fetcher = CrlFetcher([], changed.set, lambda error: None)
+        task = asyncio.create_task(fetcher.run())
+        try:
+            await asyncio.sleep(0)
+            assert not task.done()
+            fetcher.fetch_now([f"{url}/next"])
+            async with asyncio.timeout(20):
+                await changed.wait()
+            assert list(fetcher.lists) == [f"{url}/next"]
+        finally:
+            task.cancel()
+
+    asyncio.run(run())

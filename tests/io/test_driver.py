@@ -271,6 +271,42 @@ def test_strangers_cannot_stop_it_or_fill_its_log(gateway: Running) -> None:
     assert len(log) < 300
 
 
+def test_reload_takes_what_it_can_and_names_the_keys_that_need_a_restart(gateway: Running) -> None:
+    file = gateway.directory / "spoke1.toml"
+    good = file.read_text()
+
+    def reload() -> subprocess.CompletedProcess[str]:
+        return dsvpn("reload", "--socket", gateway.socket)
+
+    unchanged = reload()
+    assert (unchanged.returncode, unchanged.stderr) == (0, "")
+    assert unchanged.stdout == "keys, certificates and revocation lists were read anew\n"
+
+    changed = good.replace('log_format = "json"', 'log_format = "json"\nlog_level = "error"')
+    changed = changed.replace("key = 42", "key = 44\nmtu = 1300") + '\n[ipsec.default]\ndpd = "5s"\n'
+    file.write_text(changed)
+    done = reload()
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[1:] == ["changed and taken: gateway.log_level, ipsec.default.dpd"]
+    waiting = "changed, but not before a restart: tunnel.dsvpn0.key, tunnel.dsvpn0.mtu"
+    assert done.stderr == f"warning: {waiting}\n"
+    assert gateway.show("summary")["tunnels"]["dsvpn0"]["key"] == 42
+    lines = len(gateway.log())
+
+    # The level is that of errors, so the log keeps quiet about it; and what waits goes on waiting.
+    assert reload().stderr == f"warning: {waiting}\n"
+    assert len(gateway.log()) == lines
+    file.write_text(good)
+    gateway.process.send_signal(signal.SIGHUP)
+    gateway.wait(lambda: "gateway.log_level" in str(gateway.log()[-1]), "reload by signal")
+
+    file.write_text(changed.replace("[gateway]", "[gateway"))
+    broken = reload()
+    assert broken.returncode != 0
+    assert "the file is not TOML" in broken.stderr
+    assert gateway.show("summary")
+
+
 def test_the_key_log_is_warned_about(gateway: Running) -> None:
     (warning,) = [line for line in gateway.log() if line.get("name") == "key_log_on"]
     assert warning["level"] == "warning"
