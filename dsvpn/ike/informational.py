@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
 from dsvpn.ike.child_sa import ChildState
 from dsvpn.ike.create_child import CreateChild
@@ -15,19 +16,29 @@ if TYPE_CHECKING:
     from dsvpn.ike.ike_sa import IkeSa
 
 
+#: Errors that end the IKE SA when a peer sends them in a request, and what they mean.
+_FAILURES: Final = MappingProxyType(
+    {
+        NotifyType.AUTHENTICATION_FAILED: "the peer refused our proof of identity",
+        NotifyType.INVALID_SYNTAX: "the peer could not read our answer: INVALID_SYNTAX",
+    }
+)
+
+
 def respond_informational(sa: IkeSa, payloads: Payloads, now: float) -> list[wire.Payload]:
     """The payloads of the answer."""
     association = sa.association
     deletes = wire.find_all(payloads, wire.Delete)
-    refused = wire.find_notify(payloads, NotifyType.AUTHENTICATION_FAILED) is not None
-    if refused or any(delete.protocol == ProtocolId.IKE for delete in deletes):
+    # Either ends the IKE SA without a Delete (RFC 7296 section 2.21.2): an answer of ours was no good.
+    failures = [kind for kind in _FAILURES if wire.find_notify(payloads, kind) is not None]
+    if failures or any(delete.protocol == ProtocolId.IKE for delete in deletes):
         if sa is association.current and sa.state is IkeState.ESTABLISHED:
             task = sa.rekey_task
             if task is not None and task.passive is not None and task.passive.state is IkeState.ESTABLISHED:
                 # The peer made a new IKE SA and did not notice ours: its one stays (RFC 7296 section 2.8.2).
                 association.promote(task.passive, now)
             else:
-                association.end("the peer refused our proof of identity" if refused else "the peer deleted it", now)
+                association.end(_FAILURES[failures[0]] if failures else "the peer deleted it", now)
                 for other in list(association.ike_sas):
                     if other is not sa:
                         association.remove_ike_sa(other, now)

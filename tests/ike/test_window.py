@@ -384,6 +384,21 @@ def test_a_request_that_cannot_be_read_ends_the_ike_sa_at_both_ends(exchange: in
         end.check_spis()
 
 
+def test_a_peer_that_cannot_read_our_answer_may_say_so_in_a_request() -> None:
+    """
+    HDR, SK {N(INVALID_SYNTAX)}  -->
+                                    <--  HDR, SK {}
+    """
+    net = make_wire()
+    net.connect()
+    net.a.engine.check_liveness(net.a.handle, net.now)
+    net.collect()
+    net.deliver_inside("a", lambda _: [wire.Notify(NotifyType.INVALID_SYNTAX)])
+    assert net.inside(net.flying["b"][0]) == ()
+    assert net.b.of(events.IkeSaDeleted)[0].reason == "the peer could not read our answer: INVALID_SYNTAX"
+    assert not net.b.children
+
+
 def test_a_replaced_ike_sa_that_cannot_be_read_ends_alone() -> None:
     """The one that has taken over goes on."""
     net = make_wire()
