@@ -8,7 +8,7 @@ from ipaddress import ip_address
 import pytest
 
 from dsvpn.addresses import Endpoint, Path
-from dsvpn.ike import events
+from dsvpn.ike import events, nat
 from dsvpn.ike.sealing import CbcSealingKey, make_sealing_key
 from dsvpn.ike.suites import PRFS, parse_ike_suite
 from dsvpn.wire import ikev2 as wire
@@ -296,3 +296,115 @@ def test_a_refused_ike_sa_init_has_no_responder_spi() -> None:
         assert isinstance(notify, wire.Notify)
         assert notify.type == code
     assert not net.b.engine._context.ike_sas
+
+
+@pytest.mark.parametrize("length", [0, 1, 64, 65, 200])
+def test_a_cookie_has_1_to_64_octets(length: int) -> None:
+    """Section 3.10.1."""
+    net = make_wire()
+    net.a.engine.initiate("default", net.a.path_to(net.b), net.now)
+    net.collect()
+    request = wire.Message.decode(net.lose("a").data)
+    challenge = wire.Message(
+        replace(request.header, flags=Flag.RESPONSE), (wire.Notify(NotifyType.COOKIE, bytes(length)),)
+    )
+    net.a.engine.receive_datagram(challenge.encode(), net.a.path_to(net.b), net.now)
+    net.collect()
+    assert bool(net.flying["a"]) == (1 <= length <= 64)
+
+
+@pytest.mark.parametrize("flags", [Flag.INITIATOR, 0])
+@pytest.mark.parametrize(("responder_spi", "message_id"), [(bytes(8), 1), (b"responds", 0), (b"responds", 1)])
+def test_an_ike_sa_init_request_has_id_0_and_no_responder_spi(
+    responder_spi: bytes, message_id: int, flags: int
+) -> None:
+    """Section 3.1: anything else in this exchange is no request, whoever seems to have made it."""
+    net = make_wire()
+    net.a.engine.initiate("default", net.a.path_to(net.b), net.now)
+    net.collect()
+    request = wire.Message.decode(net.lose("a").data)
+    header = replace(request.header, responder_spi=responder_spi, message_id=message_id, flags=flags)
+    net.b.engine.receive_datagram(wire.Message(header, request.payloads).encode(), net.b.path_to(net.a), net.now)
+    assert not net.b.engine.datagrams_to_send(net.now)
+    assert not net.b.engine._context.ike_sas
+
+
+@pytest.mark.parametrize("sender", ["a", "b"])
+def test_a_rekeyed_ike_sa_has_no_spi_of_zero(sender: str) -> None:
+    """Section 3.3.1: neither in the offer nor in the answer."""
+    net = make_wire()
+    net.connect()
+    before = net.a.snapshot(net.now)[0].initiator_spi
+
+    def zero(payloads: Payloads) -> list[wire.Payload]:
+        return [
+            wire.SecurityAssociation(tuple(replace(one, spi=wire.ZERO_SPI) for one in payload.proposals))
+            if isinstance(payload, wire.SecurityAssociation)
+            else payload
+            for payload in payloads
+        ]
+
+    net.a.engine.rekey_ike(net.a.handle, net.now)
+    net.collect()
+    for name in ("a", "b"):
+        if name == sender:
+            net.deliver_inside(name, zero)
+        else:
+            net.deliver(name)
+    assert net.a.snapshot(net.now)[0].initiator_spi == before
+    assert not net.a.of(events.IkeSaRekeyed)
+    assert all(wire.ZERO_SPI not in end.engine._context.ike_sas for end in net.ends)
+
+
+def test_one_of_several_source_addresses_is_enough() -> None:
+    """Section 2.23: who does not know by which interface it sends names all of them."""
+    spis = b"i" * 8, b"r" * 8
+    here, there = Endpoint(B, 500), Endpoint(ELSEWHERE, 500)
+    path = Path(here, there)
+
+    def said(sources: list[Endpoint], destination: Endpoint) -> list[wire.Payload]:
+        hashes = [wire.Notify(NotifyType.NAT_DETECTION_SOURCE_IP, nat.detection_hash(*spis, one)) for one in sources]
+        to = wire.Notify(NotifyType.NAT_DETECTION_DESTINATION_IP, nat.detection_hash(*spis, destination))
+        return [*hashes, to]
+
+    for sources, behind in (([here, there], False), ([there, here], False), ([here], True), ([here, here], True)):
+        assert nat.detect(said(sources, here), *spis, path) == nat.NatFindings(True, False, behind)
+    assert nat.detect(said([there], there), *spis, path) == nat.NatFindings(True, True, False)
+    # One kind alone says nothing.
+    assert not nat.detect(said([there], here)[:1], *spis, path).supported
+
+
+def test_selectors_of_an_unknown_type_are_skipped() -> None:
+    """Section 3.13.1."""
+    net = make_wire()
+    net.a.engine.initiate("default", net.a.path_to(net.b), net.now)
+    net.collect()
+    net.deliver("a")
+    net.deliver("b")
+    unknown = wire.UnknownTrafficSelector(9, 47, bytes(20))
+
+    def more(payloads: Payloads) -> list[wire.Payload]:
+        kinds = (wire.TrafficSelectorsInitiator, wire.TrafficSelectorsResponder)
+        return [type(p)((unknown, *p.selectors)) if isinstance(p, kinds) else p for p in payloads]
+
+    net.deliver_inside("a", more)
+    (answer,) = net.flying["b"]
+    selectors = wire.find(net.inside(answer), wire.TrafficSelectorsInitiator)
+    assert selectors is not None
+    assert unknown not in selectors.selectors
+    net.settle()
+    net.check_agreement()
+
+
+@pytest.mark.parametrize("length", [15, 16, 128, 129])
+def test_a_crash_token_has_16_to_128_octets(length: int) -> None:
+    """RFC 6290 section 4.1."""
+    net = make_wire()
+    net.a.engine.initiate("default", net.a.path_to(net.b), net.now)
+    net.collect()
+    net.deliver("a")
+    net.deliver("b")
+    token = wire.Notify(NotifyType.QUICK_CRASH_DETECTION, bytes(length), wire.ProtocolId.IKE)
+    net.deliver_inside("a", lambda payloads: [*payloads, token])
+    net.settle()
+    assert net.b.snapshot(net.now)[0].crash_token == (16 <= length <= 128)
