@@ -70,7 +70,7 @@ class Initiators:
         self._engine = IkeEngine(
             profiles,
             random=os.urandom,
-            allocate_spi=lambda: next(spis),
+            allocate_spi=lambda _: next(spis),
             release_spi=lambda _: None,
             wall_clock=time.time,
             kems=native_kems(),

@@ -66,7 +66,7 @@ class Storm:
         self.hub = Gateway(
             hub,
             random=os.urandom,
-            allocate_spi=lambda: next(self._spis),
+            allocate_spi=lambda _: next(self._spis),
             release_spi=lambda _: None,
             route_lookup=lambda *_: None,
             wall_clock=time.time,
@@ -76,7 +76,7 @@ class Storm:
         self._spokes = IkeEngine(
             self._profiles,
             random=os.urandom,
-            allocate_spi=lambda: next(self._spis),
+            allocate_spi=lambda _: next(self._spis),
             release_spi=lambda _: None,
         )
         self._called: dict[int, float] = {}

@@ -54,7 +54,7 @@ class Gateway:
         config: Config,
         *,
         random: Callable[[int], bytes],
-        allocate_spi: Callable[[], int],
+        allocate_spi: Callable[[int], int],
         release_spi: Callable[[int], None],
         route_lookup: Callable[[str, Address], Route | None],
         key_log: Callable[[str], None] | None = None,

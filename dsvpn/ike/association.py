@@ -12,7 +12,7 @@ from typing import Final
 
 from dsvpn.addresses import Address, Path
 from dsvpn.ike.authentication.proof import Proved
-from dsvpn.ike.child_sa import LINGER, SUCCESSOR_WAIT, ChildSa, ChildState
+from dsvpn.ike.child_sa import LINGER, MAX_CHILDREN, SUCCESSOR_WAIT, ChildSa, ChildState
 from dsvpn.ike.context import Context
 from dsvpn.ike.create_child import MAX_TRIES, RETRY
 from dsvpn.ike.delete import DeleteChild
@@ -32,6 +32,7 @@ from dsvpn.ike.identity import Identity
 from dsvpn.ike.ike_sa import IkeSa
 from dsvpn.ike.mobike import Mobike
 from dsvpn.ike.nat import NatFindings
+from dsvpn.ike.per_resource import BELIEF, MAX_GROUP_CHILDREN, PerResource
 from dsvpn.ike.profile import IkeProfile
 from dsvpn.ike.reauthentication import Reauthentication
 from dsvpn.ike.state import IkeState
@@ -74,8 +75,9 @@ class Association:
         self.current: IkeSa | None = None
         self.ike_sas: list[IkeSa] = []
         self.children: list[ChildSa] = []
-        #: The CHILD_SA that the owner seals with: the one last said to be ready.
-        self.sealing: ChildSa | None = None
+        #: The CHILD_SA that the owner seals with, by its place: the one last said to be ready.
+        self.sealing: dict[int, ChildSa] = {}
+        self.per_resource = PerResource(self)
         #: When to try again for a CHILD_SA where there is none, and how often that failed.
         self.child_wanted_at = inf
         self.child_failures = 0
@@ -138,6 +140,7 @@ class Association:
         if old is not None:
             sa.tasks.extend(task for task in old.tasks if task.survives_ike_rekey)
             old.tasks.clear()
+        self.per_resource.start_anew()
         self.context.emit(IkeSaRekeyed(self.handle))
         sa.start_next(now)
 
@@ -214,7 +217,8 @@ class Association:
 
         Its IKE SAs stay until the caller removes them: one may have to say goodbye, or to repeat its last answer.
         """
-        for child in list(self.children):
+        # The fallback goes last: it seals for the workers that have lost theirs.
+        for child in sorted(self.children, key=lambda child: -child.resource):
             self._forget_child(child)
         if self.context.associations.pop(self.handle, None) is None:
             return
@@ -259,13 +263,16 @@ class Association:
             volume=Volume(profile.child_bytes, profile.child_packets, esn, self.soft_lifetime(1.0)),
             replaces=None if replaces is None else replaces.inbound_spi,
             outbound_ready=outbound_ready,
+            resource=self.per_resource.take_place() if replaces is None else replaces.resource,
         )
+        if self.per_resource.agreed and not outbound_ready and replaces is None:
+            child.ready_at = now + BELIEF
         self.children.append(child)
         self.child_wanted_at = inf
         self.child_failures = 0
         self.reauthentication.carries(now)
         if outbound_ready:
-            self.sealing = child
+            self.sealing[child.resource] = child
         self.context.children[child.inbound_spi] = (self, child)
         self.context.emit(
             ChildSaEstablished(
@@ -281,9 +288,22 @@ class Association:
                 self.path,
                 outbound_ready,
                 child.replaces,
+                child.resource,
             )
         )
+        if replaces is None:
+            self.per_resource.grown(now)
         return child
+
+    @property
+    def seals(self) -> bool:
+        """Whether the owner has a CHILD_SA to seal with."""
+        return any(child in self.children for child in self.sealing.values())
+
+    @property
+    def max_children(self) -> int:
+        """CHILD_SAs that the peer may have, those on their way out among them."""
+        return MAX_GROUP_CHILDREN if self.per_resource.agreed else MAX_CHILDREN
 
     def miss_child(self, retry_at: float, reason: str, now: float) -> None:
         """A CHILD_SA that was to be made was not. Without any, the IKE SA is of no use for long."""
@@ -313,6 +333,9 @@ class Association:
             self.make_outbound_ready(child)
         elif went and self.unanswered_since == inf:
             self.unanswered_since = now
+            nearer = True
+        if (came or went) and self.per_resource.agreed:
+            self.per_resource.carried(now)
             nearer = True
         current = self.current
         if child.volume.used < child.volume.soft or current is None or current.state is not IkeState.ESTABLISHED:
@@ -347,6 +370,7 @@ class Association:
             self._forget_child(child)
         self._restore_rekeyed(child, now)
         self._settle_outbound(child)
+        self.per_resource.lost(child, now)
 
     def _restore_rekeyed(self, gone: ChildSa, now: float) -> None:
         """An SA whose last successor is deleted before it has not been rekeyed after all."""
@@ -362,32 +386,35 @@ class Association:
         usable = child.state is ChildState.INSTALLED and not child.redundant and not child.expired
         if usable and not child.outbound_ready:
             child.outbound_ready = True
+            child.ready_at = inf
             self._seal_with(child)
 
     def _seal_with(self, child: ChildSa) -> None:
-        self.sealing = child
+        self.sealing[child.resource] = child
         self.context.emit(ChildSaOutboundReady(self.handle, child.inbound_spi))
 
     def _move_sealing(self, gone: ChildSa) -> None:
-        """If the owner seals with `gone`, name another CHILD_SA that the peer has. A rekeyed one is as good: it goes
-        on until its delete shows that the peer has the successor."""
-        if self.sealing is gone:
-            self.sealing = None
+        """If the owner seals with `gone`, name another CHILD_SA in its place that the peer has. A rekeyed one
+        is as good: it goes on until its delete shows that the peer has the successor."""
+        if self.sealing.get(gone.resource) is gone:
+            del self.sealing[gone.resource]
             carrying = (ChildState.INSTALLED, ChildState.REKEYED)
-            ready = [c for c in self.children if c is not gone and c.outbound_ready and c.state in carrying]
+            others = [c for c in self.children if c is not gone and c.resource == gone.resource]
+            ready = [c for c in others if c.outbound_ready and c.state in carrying]
             if ready:
                 self._seal_with(ready[-1])
 
     def _stop_sealing(self, child: ChildSa) -> None:
-        """Seal with another CHILD_SA, if there is one, or with none."""
-        if self.sealing is not child:
+        """Seal with another CHILD_SA in its place, if there is one, or with none."""
+        place = child.resource
+        if self.sealing.get(place) is not child:
             return
         self._move_sealing(child)
         for other in reversed(self.children):
             # The peer has most likely installed what it asked for; a packet that comes too early is lost either way.
-            if self.sealing is None:
+            if place not in self.sealing and (other.resource == place or not self.sealing):
                 self.make_outbound_ready(other)
-        if self.sealing is None:
+        if place not in self.sealing:
             self.context.emit(ChildSaOutboundStopped(self.handle, child.inbound_spi))
 
     def _settle_outbound(self, gone: ChildSa) -> None:
@@ -396,8 +423,10 @@ class Association:
             if child.replaces == gone.inbound_spi:
                 self.make_outbound_ready(child)
         self._move_sealing(gone)
-        if self.sealing is None:
+        if gone.resource not in self.sealing:
             living = [child for child in self.children if child.state is ChildState.INSTALLED]
+            if self.sealing:
+                living = [child for child in living if child.resource == gone.resource]
             if living:
                 living[-1].redundant = False
                 self.make_outbound_ready(living[-1])
@@ -421,7 +450,7 @@ class Association:
                 if child.state is ChildState.LINGERING:
                     times.append(child.gone_at)
                 elif child.state is ChildState.INSTALLED:
-                    times += (child.rekey_at, child.expires_at)
+                    times += (child.rekey_at, child.expires_at, child.ready_at)
                 elif child.state is ChildState.REKEYED:
                     times.append(child.expires_at)
         return min(times, default=None)
@@ -447,6 +476,9 @@ class Association:
                 self._expire_child(child, now)
             elif child.state is ChildState.INSTALLED and child.rekey_at <= now:
                 current.rekey_child(child, now)
+            if child.ready_at <= now:
+                child.ready_at = inf
+                self.make_outbound_ready(child)
         if self.child_wanted_at <= now:
             self.child_wanted_at = inf
             current.rekey_child(None, now)
@@ -473,4 +505,5 @@ class Association:
         if child.state in (ChildState.INSTALLED, ChildState.REKEYED) and self.current is not None:
             child.state = ChildState.DELETING
             self._stop_sealing(child)
+            self.per_resource.lost(child, now)
             self.current.add_task(DeleteChild(child), now, urgent=True)

@@ -23,6 +23,7 @@ from dsvpn.wire import ikev2 as wire
 from dsvpn.wire.ikev2 import NotifyType
 
 if TYPE_CHECKING:
+    from dsvpn.ike.child_sa import ChildSa
     from dsvpn.ike.ike_sa import IkeSa
 
 
@@ -114,9 +115,17 @@ def accept_answer(
 
 
 def answer_offer(
-    sa: IkeSa, offer: wire.SecurityAssociation, payloads: Payloads, nonces: tuple[bytes, bytes], *, with_groups: bool
+    sa: IkeSa,
+    offer: wire.SecurityAssociation,
+    payloads: Payloads,
+    nonces: tuple[bytes, bytes],
+    *,
+    with_groups: bool,
+    suites: Sequence[EspSuite] | None = None,
+    replaces: ChildSa | None = None,
 ) -> Negotiated:
-    """The CHILD_SA to answer with. PeerError with the notification to answer otherwise; then no SPI is taken."""
+    """The CHILD_SA to answer with, of the profile's suites or, where they are given, of `suites`; in the place of
+    `replaces`, if it rekeys one. PeerError with the notification to answer otherwise; then no SPI is taken."""
     association = sa.association
     context = sa.context
     profile = association.profile
@@ -135,7 +144,7 @@ def answer_offer(
     )
     if narrowed is None:
         raise PeerError("peer's traffic selectors have no GRE between the two ends", NotifyType.TS_UNACCEPTABLE)
-    choice = choose_esp(profile.esp, offer, 0, with_groups, profile.esn)
+    choice = choose_esp(profile.esp if suites is None else suites, offer, 0, with_groups, profile.esn)
     if choice is None:
         raise PeerError("no ESP suite in common", NotifyType.NO_PROPOSAL_CHOSEN)
     secret = public = b""
@@ -152,7 +161,7 @@ def answer_offer(
             public, secret = answer_key_exchange(group, peer_public.data, context.random, context.kems)
         except PeerError as error:
             raise PeerError(error.reason, NotifyType.INVALID_SYNTAX) from None
-    spi = context.allocate_spi()
+    spi = context.allocate_spi(replaces)
     if spi is None:
         raise PeerError("no inbound SPI left", NotifyType.NO_ADDITIONAL_SAS)
     additional = choice.suite.additional if with_groups else ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from math import inf
 from typing import TYPE_CHECKING
 
 from dsvpn.ike.suites import EspSuite
@@ -13,7 +14,7 @@ from dsvpn.ike.volume import Volume
 if TYPE_CHECKING:
     from dsvpn.ike.create_child import CreateChild
 
-#: CHILD_SAs that one peer may have.
+#: CHILD_SAs that one peer may have without a group of them (dsvpn/ike/per_resource.py).
 MAX_CHILDREN = 16
 #: Seconds that the inbound side of a rekeyed SA goes on, for packets that were on their way (RFC 7296 section 2.8).
 LINGER = 5.0
@@ -46,6 +47,8 @@ class ChildSa:
     volume: Volume
     replaces: int | None
     outbound_ready: bool
+    #: Its place in the group (dsvpn/ike/per_resource.py).
+    resource: int = 0
     state: ChildState = ChildState.INSTALLED
     #: The losing SA of a simultaneous rekey: whoever made it deletes it, and nothing is sealed with it.
     redundant: bool = False
@@ -53,5 +56,7 @@ class ChildSa:
     expired: bool = False
     #: Our rekey of this SA whose answer is outstanding.
     rekey: CreateChild | None = field(default=None, repr=False)
+    #: When the peer is believed to have it, without a sign.
+    ready_at: float = inf
     #: The end of LINGERING.
     gone_at: float = 0.0

@@ -39,7 +39,7 @@ class Context:
         self,
         profiles: dict[str, IkeProfile],
         random: Callable[[int], bytes],
-        allocate_spi: Callable[[], int],
+        allocate_spi: Callable[[int], int],
         release_spi: Callable[[int], None],
         key_log: Callable[[str], None] | None,
         wall_clock: Callable[[], float] | None = None,
@@ -114,10 +114,10 @@ class Context:
         """Half the key size of any PRF here and more (RFC 7296 section 2.10)."""
         return self.random(32)
 
-    def allocate_spi(self) -> int | None:
-        """An inbound ESP SPI, or None when the owner has no more."""
+    def allocate_spi(self, replaces: ChildSa | None = None) -> int | None:
+        """An inbound ESP SPI, for a CHILD_SA in the place of another one or not; None when the owner has no more."""
         try:
-            return self._allocate_spi()
+            return self._allocate_spi(0 if replaces is None else replaces.inbound_spi)
         except HostError:
             return None
 

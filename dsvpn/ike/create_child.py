@@ -41,7 +41,7 @@ from dsvpn.ike.delete import DeleteStillborn
 from dsvpn.ike.followup import Followup, take_link, take_public_value
 from dsvpn.ike.key_exchange import KeyExchange, make_key_exchange
 from dsvpn.ike.mode import mode_payloads
-from dsvpn.ike.suites import Group
+from dsvpn.ike.suites import EspSuite, Group
 from dsvpn.ike.task import Payloads, Task, first_error
 from dsvpn.wire import ikev2 as wire
 from dsvpn.wire.ikev2 import ExchangeType, NotifyType, ProtocolId
@@ -56,13 +56,15 @@ RETRY = 2.0
 
 
 class CreateChild(Task):
-    """Rekey the CHILD_SA `old`, or make a further one for None."""
+    """Rekey the CHILD_SA `old`, or make a further one for None; `per_resource`: one more of the group."""
 
     exchange = ExchangeType.CREATE_CHILD_SA
     survives_ike_rekey = True
 
-    def __init__(self, old: ChildSa | None) -> None:
+    def __init__(self, old: ChildSa | None, per_resource: bool = False) -> None:
         self.old = old
+        self.per_resource = per_resource
+        self.suites: tuple[EspSuite, ...] = ()
         self.inbound_spi: int | None = None
         self.nonce = b""
         self.group: Group | None = None
@@ -85,25 +87,33 @@ class CreateChild(Task):
         assert profile is not None
         if self.negotiated is not None:
             return self._build_followup(sa)
-        if old is not None and old.state is not ChildState.INSTALLED:
+        if old is not None and (old.state is not ChildState.INSTALLED or old not in sa.association.children):
             return None
         if old is not None and isinstance(sa.followup, ChildFollowup) and sa.followup.old is old:
             self._retry_later(sa, now)
             return None
-        self.inbound_spi = context.allocate_spi()
+        group = sa.association.per_resource
+        if self.per_resource and not group.lacks:
+            # The peer has asked meanwhile.
+            group.asking = False
+            return None
+        self.inbound_spi = context.allocate_spi(old)
         if self.inbound_spi is None:
             self._retry_later(sa, now)
             return None
+        self.suites = profile.esp if old is not None else group.suites()
         if self.group is None:
-            self.group = next((suite.group for suite in profile.esp if suite.group is not None), None)
+            self.group = next((suite.group for suite in self.suites if suite.group is not None), None)
         self.nonce = context.new_nonce()
         self.tries += 1
-        *mode, offer, ts_i, ts_r = offer_child(sa, profile.esp, self.inbound_spi, with_groups=True)
+        *mode, offer, ts_i, ts_r = offer_child(sa, self.suites, self.inbound_spi, with_groups=True)
         payloads: list[wire.Payload] = []
         if old is not None:
             old.rekey = self
             spi = old.inbound_spi.to_bytes(4, "big")
             payloads.append(wire.Notify(NotifyType.REKEY_SA, b"", ProtocolId.ESP, spi))
+        else:
+            payloads += group.offer()
         payloads += (*mode, offer, wire.Nonce(self.nonce))
         if self.group is not None:
             self.key_exchange = make_key_exchange(self.group, context.random, context.kems)
@@ -134,12 +144,14 @@ class CreateChild(Task):
             new = accept_answer(
                 sa,
                 payloads,
-                profile.esp,
+                self.suites,
                 self.inbound_spi,
                 nonces,
                 with_groups=True,
                 key_exchange=self.key_exchange,
             )
+            if old is None:
+                association.per_resource.take_answer(payloads)
             if new.additional:
                 self.link = take_link(payloads)
                 self._follow_up(sa, new, now)
@@ -179,6 +191,8 @@ class CreateChild(Task):
                 # The peer's exchange goes on, if nothing befalls it.
                 self._retry_later(sa, now)
             return
+        if self.per_resource:
+            association.per_resource.answered(now)
         if self.passive is not None:
             self.passive.redundant = True
             self.passive.outbound_ready = False
@@ -251,6 +265,8 @@ class CreateChild(Task):
         self._release(sa)
         if self.old is not None:
             self.old.rekey = None
+        elif self.per_resource:
+            sa.association.per_resource.asking = False
 
     def _refused(self, sa: IkeSa, error: wire.Notify, now: float) -> None:
         profile = sa.association.profile
@@ -258,7 +274,7 @@ class CreateChild(Task):
         old = self.old
         if error.type == NotifyType.INVALID_KE_PAYLOAD and self.tries < MAX_TRIES and self.negotiated is None:
             wanted = int.from_bytes(error.data, "big") if len(error.data) == 2 else 0
-            for suite in profile.esp:
+            for suite in self.suites:
                 if suite.group is not None and suite.group.key_exchange_id == wanted and suite.group != self.group:
                     self.group = suite.group
                     sa.add_task(self, now, urgent=True)
@@ -273,6 +289,8 @@ class CreateChild(Task):
             old.rekey = None
             sa.association.delete_child(old, now)
             return
+        if self.per_resource:
+            sa.association.per_resource.failed(now, error)
         self._retry_later(sa, now, f"peer refuses a CHILD_SA: {error.name}")
 
     def _retry_later(self, sa: IkeSa, now: float, reason: str = "no CHILD_SA could be made") -> None:
@@ -281,6 +299,8 @@ class CreateChild(Task):
             self.old.rekey = None
             self.old.rekey_at = at
         else:
+            if self.per_resource:
+                sa.association.per_resource.failed(now, None)
             sa.association.miss_child(at, reason, now)
 
     def _release(self, sa: IkeSa) -> None:
@@ -311,11 +331,19 @@ def respond_create_child(
             return [wire.Notify(NotifyType.CHILD_SA_NOT_FOUND, b"", rekey.protocol, rekey.spi)]
         if old.state is not ChildState.INSTALLED:
             raise PeerError(f"the CHILD_SA is {old.state.value}", NotifyType.TEMPORARY_FAILURE)
-    if len(association.children) >= MAX_CHILDREN:
+    group = association.per_resource
+    grouped = old is None and group.is_asked(payloads)
+    outstanding = sa.requests.outstanding
+    ours = outstanding is not None and isinstance(outstanding.task, CreateChild) and outstanding.task.old is None
+    if grouped:
+        group.check_room(ours)
+    if len(association.children) >= association.max_children:
         raise PeerError("too many CHILD_SAs", NotifyType.NO_ADDITIONAL_SAS)
     nonces = (nonce.data, sa.context.new_nonce())
-    new = answer_offer(sa, offer, payloads, nonces, with_groups=True)
+    suites = group.suites() if grouped else None
+    new = answer_offer(sa, offer, payloads, nonces, with_groups=True, suites=suites, replaces=old)
     link: list[wire.Payload] = []
+    info = group.answer() if grouped else []
     if new.additional:
         sa.drop_followup()
         sa.followup = ChildFollowup(sa, old, new, now)
@@ -327,7 +355,7 @@ def respond_create_child(
     assert new.sa is not None
     assert new.selectors is not None
     assert sa.association.profile is not None
-    answer: list[wire.Payload] = [*mode_payloads(sa.association.profile), new.sa, wire.Nonce(nonces[1])]
+    answer: list[wire.Payload] = [*info, *mode_payloads(sa.association.profile), new.sa, wire.Nonce(nonces[1])]
     if new.public:
         assert new.suite.group is not None
         answer.append(wire.KeyExchange(new.suite.group.key_exchange_id, new.public))
@@ -373,7 +401,7 @@ def _install_answered(sa: IkeSa, old: ChildSa | None, new: Negotiated, now: floa
         replaces=old,
         # The initiator cannot open before it has our answer (RFC 7296 section 2.8): what seals goes on until there is a
         # sign of the new one, be it a rekey or a further one.
-        outbound_ready=old is None and sa.association.sealing not in sa.association.children,
+        outbound_ready=old is None and not sa.association.seals,
         now=now,
     )
     if old is not None:

@@ -33,9 +33,10 @@ from dsvpn.wire.ikev2 import SPI_LENGTH, ZERO_SPI, ExchangeType
 class IkeEngine:
     """All IKE SAs of one gateway, initiated or answered (RFC 7296), without input, output, clock or randomness.
 
-    `random(n)` gives n random octets. `allocate_spi()` gives an inbound ESP SPI, or raises HostError when there is
-    none. `release_spi(spi)` takes back one that no ChildSaEstablished has named; once that event has named it, the SPI
-    belongs to the owner, who frees it at ChildSaDeleted. `key_log` receives lines of Wireshark's
+    `random(n)` gives n random octets. `allocate_spi(replaces)` gives an inbound ESP SPI, or raises HostError when
+    there is none; `replaces` is the one of the CHILD_SA that is rekeyed, 0 without. `release_spi(spi)` takes back one
+    that no ChildSaEstablished has named; once that event has named it, the SPI belongs to the owner, who frees it at
+    ChildSaDeleted. `key_log` receives lines of Wireshark's
     ikev2_decryption_table. `wall_clock()` is the time of day in seconds since 1970, UTC; profiles with
     certificates need it. `token_secret` makes crash tokens (RFC 6290) and is to outlive the engine; empty makes none.
     `kems` are key encapsulation mechanisms besides those of the cryptographic library, by the names of `suites.KEMS`;
@@ -50,7 +51,7 @@ class IkeEngine:
         profiles: Iterable[IkeProfile],
         *,
         random: Callable[[int], bytes],
-        allocate_spi: Callable[[], int],
+        allocate_spi: Callable[[int], int],
         release_spi: Callable[[int], None],
         key_log: Callable[[str], None] | None = None,
         wall_clock: Callable[[], float] | None = None,
@@ -253,6 +254,9 @@ class IkeEngine:
             association, child = found
             association.heard(now)
             association.make_outbound_ready(child)
+            if association.per_resource.agreed:
+                association.per_resource.carried(now)
+                self._schedule(association)
 
     def note_carried(self, inbound_spi: int, carried: Carried, now: float) -> None:
         """The data plane's counters of a CHILD_SA, every few seconds while it is in use. What comes in is a sign of

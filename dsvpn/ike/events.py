@@ -68,7 +68,8 @@ class ChildSaEstablished:
 
     `outbound_ready` False means: keep sealing with the old SA until ChildSaOutboundReady (the responder of a rekey
     waits until the initiator is known to have the new SA). `replaces` is the inbound SPI of the SA that this one
-    rekeys, or None. `keymat_*` is cipher key then salt.
+    rekeys, or None. `keymat_*` is cipher key then salt. `resource` is its place among those of its IKE SA that stand
+    side by side for several workers (RFC 9611), 0 to 15: 0 is the fallback, and the only one without that.
     """
 
     ike_sa: int
@@ -83,14 +84,15 @@ class ChildSaEstablished:
     path: Path
     outbound_ready: bool
     replaces: int | None
+    resource: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ChildSaOutboundReady:
     """The peer has installed this CHILD_SA: seal with it from now on.
 
-    Of one IKE SA's CHILD_SAs, the one to seal with is the last that was said to be ready, here or by
-    ChildSaEstablished. When that one is being deleted and another is ready, this event names the other first.
+    Of one IKE SA's CHILD_SAs with one `resource`, the one to seal with is the last that was said to be ready, here or
+    by ChildSaEstablished. When that one is being deleted and another is ready, this event names the other first.
     """
 
     ike_sa: int
@@ -100,7 +102,8 @@ class ChildSaOutboundReady:
 @dataclass(frozen=True, slots=True)
 class ChildSaOutboundStopped:
     """Seal nothing with this CHILD_SA any more: its hard lifetime is over (RFC 4301 section 4.4.2.1) or it is being
-    deleted, and no other of its IKE SA can take its place yet. It opens what comes until ChildSaDeleted."""
+    deleted, and no other of its IKE SA and `resource` can seal instead yet. It opens what comes until
+    ChildSaDeleted."""
 
     ike_sa: int
     inbound_spi: int

@@ -68,6 +68,7 @@ class IkeAuth(Task):
             payloads.append(wire.IdentificationResponder(remote.kind, remote.data))
         payloads.append(proof)
         if self.inbound_spi is not None:
+            payloads += sa.association.per_resource.offer()
             payloads += offer_child(sa, self.suites, self.inbound_spi, with_groups=False)
         return payloads + mobike.announce(profile) + quick_crash.give_token(sa) + ppk_payloads
 
@@ -138,6 +139,7 @@ class IkeAuth(Task):
             return
         self.inbound_spi = None
         sa.establish(now)
+        association.per_resource.take_answer(payloads)
         association.establish(initial_contact, child.remote_claimed, now)
         association.reauthentication.note_lifetime(payloads, now)
         _install(sa, child, now)

@@ -246,6 +246,10 @@ class IkeSa:
             child.rekey_at = inf
             self.add_task(CreateChild(child), now)
 
+    def add_per_resource(self, now: float) -> None:
+        """Make one more CHILD_SA of the group (dsvpn/ike/per_resource.py)."""
+        self.add_task(CreateChild(None, per_resource=True), now)
+
     def check_liveness(self, now: float) -> None:
         """Any answer to any request is a sign of life: ask only when none is under way."""
         if self.requests.outstanding is None:

@@ -58,6 +58,8 @@ class IkeProfile:
     sequence numbers.
     `redirect_to`: callers that can be redirected are sent there (RFC 5685), with `redirect_early` already in
     IKE_SA_INIT if all profiles agree; `follow_redirects` are the addresses that this end lets itself be sent to.
+    `per_resource_sas` is how many CHILD_SAs this end wants beside the first for more workers to seal (RFC 9611), and
+    `per_resource_limit` how many it takes in all; 1 takes no part in it.
     `ppks` are the post-quantum preshared keys: an initiator uses the first, a responder the one that the peer names.
     """
 
@@ -91,6 +93,8 @@ class IkeProfile:
     redirect_to: Address | None = None
     redirect_early: bool = False
     follow_redirects: tuple[Prefix, ...] = ()
+    per_resource_sas: int = 0
+    per_resource_limit: int = 16
 
     def __post_init__(self) -> None:
         if not self.ike or not self.esp:
@@ -118,6 +122,11 @@ class IkeProfile:
                 raise MisuseError(f"profile {self.name!r}: {name} {getattr(self, name)} is negative; 0 is no limit")
         if self.reauthentication and self.reauthentication < 10.0:
             raise MisuseError(f"profile {self.name!r}: reauthentication {self.reauthentication} s is below 10 s")
+        if not 0 <= self.per_resource_sas < 16 or not 1 <= self.per_resource_limit <= 16:
+            raise MisuseError(
+                f"profile {self.name!r}: per_resource_sas {self.per_resource_sas} is not within 0 and 15, or "
+                f"per_resource_limit {self.per_resource_limit} not within 1 and 16"
+            )
         if self.dpd_interval < 0:
             raise MisuseError(f"profile {self.name!r}: dpd_interval {self.dpd_interval} s is negative; 0 is never")
 

@@ -73,6 +73,8 @@ def respond_auth(sa: IkeSa, payloads: Payloads, path: Path, now: float) -> list[
         assert error.code is not None
         return [*answer, wire.Notify(error.code, error.data)]
     association.establish(initial_contact, child.remote_claimed, now)
+    group = association.per_resource
+    info = group.answer() if group.is_asked(payloads) else []
     association.install_child(
         child.suite,
         child.esn,
@@ -87,6 +89,7 @@ def respond_auth(sa: IkeSa, payloads: Payloads, path: Path, now: float) -> list[
     return [
         *answer,
         *association.reauthentication.lifetime_payloads(now),
+        *info,
         *mode_payloads(profile),
         child.sa,
         wire.TrafficSelectorsInitiator((child.selectors[0],)),

@@ -66,6 +66,7 @@ def _child_status(child: ChildSa, tunnel_mode: bool, now: float) -> ChildSaStatu
         bytes_out=child.volume.bytes_out,
         used=child.volume.used,
         mode="tunnel" if tunnel_mode else "transport",
+        resource=child.resource,
     )
 
 

@@ -33,6 +33,8 @@ class ChildSaStatus:
     #: The part of the nearest limit by octets, packets or sequence numbers that is used, 0 to 1; 0 without a limit.
     used: float = 0.0
     mode: str = "transport"
+    #: Its place among those that stand side by side for several workers (RFC 9611); 0 is the fallback.
+    resource: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,7 @@ class Driver:
         self._gateway = Gateway(
             config,
             random=os.urandom,
-            allocate_spi=self._dataplane.allocate_spi,
+            allocate_spi=lambda _: self._dataplane.allocate_spi(),
             release_spi=self._dataplane.release_spi,
             route_lookup=self._netlink.route_lookup,
             key_log=None if key_log is None else key_log.ike_sa,

@@ -439,7 +439,7 @@ class Site:
             self.gateway.handle_timer(self.simulation.now)
             self._flush()
 
-    def _allocate_spi(self) -> int:
+    def _allocate_spi(self, replaces: int) -> int:
         spi = 256 + self.simulation.random.randrange(2**31)
         self.spis.add(spi)
         return spi

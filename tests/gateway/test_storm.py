@@ -20,7 +20,7 @@ def hub() -> Gateway:
     gateway = Gateway(
         parse_config(config, Path("storm.toml")),
         random=bytes,
-        allocate_spi=lambda: 256,
+        allocate_spi=lambda _: 256,
         release_spi=lambda spi: None,
         route_lookup=lambda tunnel, destination: None,
     )

@@ -77,7 +77,8 @@ def check_end(net: Wire) -> None:
         assert not len(context.half_open)
         for handle in end.established:
             spis = [spi for spi, owned in end.children.items() if owned.event.ike_sa == handle]
-            assert not spis or end.sealing.get(handle) in spis, "an IKE SA has children and seals with none"
+            sealing = {end.sealing.get(handle), *(spi for (sa, _), spi in end.workers.items() if sa == handle)}
+            assert not spis or sealing & set(spis), "an IKE SA has children and seals with none"
         for sa in context.ike_sas.values():
             association = sa.association
             assert sa.state is IkeState.ESTABLISHED, sa.state

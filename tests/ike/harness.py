@@ -69,7 +69,8 @@ class Owned:
 
 
 class End:
-    """An engine and its owner. `sealing` is the inbound SPI of the CHILD_SA that each IKE SA seals with."""
+    """An engine and its owner. `sealing` is the inbound SPI of the CHILD_SA that each IKE SA seals with, `workers` of
+    those that seal for one worker, by IKE SA and resource."""
 
     def __init__(
         self, name: str, address: Any, profiles: list[IkeProfile], seed: int, token_secret: bytes = b""
@@ -96,8 +97,10 @@ class End:
         self.established: dict[int, events.IkeSaEstablished] = {}
         self.children: dict[int, Owned] = {}
         self.sealing: dict[int, int] = {}
+        self.workers: dict[tuple[int, int], int] = {}
 
-    def _allocate(self) -> int:
+    def _allocate(self, replaces: int) -> int:
+        assert not replaces or replaces in self.allocated - self.released, "nothing rekeys what is not there"
         while True:
             spi = self._random.randrange(256, 2**32)
             if spi not in self.allocated:
@@ -130,20 +133,32 @@ class End:
                     assert event.inbound_spi not in self.children
                     self.children[event.inbound_spi] = Owned(event)
                     if event.outbound_ready:
-                        self.sealing[event.ike_sa] = event.inbound_spi
+                        self._seal_with(event)
                 case events.ChildSaOutboundReady():
-                    assert event.inbound_spi in self.children
-                    self.sealing[event.ike_sa] = event.inbound_spi
+                    self._seal_with(self.children[event.inbound_spi].event)
                 case events.ChildSaOutboundStopped():
-                    assert self.sealing.pop(event.ike_sa) == event.inbound_spi
+                    resource = self.children[event.inbound_spi].event.resource
+                    if resource:
+                        assert self.workers.pop((event.ike_sa, resource)) == event.inbound_spi
+                    else:
+                        assert self.sealing.pop(event.ike_sa) == event.inbound_spi
                 case events.ChildSaDeleted():
                     owned = self.children.pop(event.inbound_spi)
                     assert owned.event.outbound_spi == event.outbound_spi
                     self.released.add(event.inbound_spi)
                     if self.sealing.get(event.ike_sa) == event.inbound_spi:
                         del self.sealing[event.ike_sa]
+                    worker = event.ike_sa, owned.event.resource
+                    if self.workers.get(worker) == event.inbound_spi:
+                        del self.workers[worker]
                 case events.IkePathChanged() | events.IkeSaRekeyed():
                     assert event.ike_sa in self.established
+
+    def _seal_with(self, child: events.ChildSaEstablished) -> None:
+        if child.resource:
+            self.workers[child.ike_sa, child.resource] = child.inbound_spi
+        else:
+            self.sealing[child.ike_sa] = child.inbound_spi
 
     def of(self, kind: type[_E]) -> list[_E]:
         """The events of one kind, oldest first."""
@@ -309,7 +324,7 @@ class Wire:
         """What either end seals, the other opens, with the same keys."""
         for end in self.ends:
             other = self.other(end)
-            for spi in end.sealing.values():
+            for spi in (*end.sealing.values(), *end.workers.values()):
                 child = end.children[spi].event
                 peer = other.children.get(child.outbound_spi)
                 assert peer is not None, f"{end.name} seals with {child.outbound_spi:#x}, which {other.name} has not"

@@ -525,7 +525,7 @@ def test_unknown_profile() -> None:
 def test_no_spi_left() -> None:
     net = make_wire()
 
-    def nothing() -> int:
+    def nothing(replaces: int) -> int:
         raise HostError("no SPI left")
 
     net.a.engine._context._allocate_spi = nothing

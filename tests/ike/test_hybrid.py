@@ -223,7 +223,7 @@ def test_ml_kem_512_where_nobody_has_it(suite: str) -> None:
     """It comes from outside the engine; without it the configuration is refused, not the peer."""
     named: dict[str, Any] = {"ike": {"ike": (HYBRID_512,)}, "esp": {"ike": (PLAIN,), "esp": (ESP_512,)}}[suite]
     with pytest.raises(MisuseError, match=r"'default': suite .*-ke1_mlkem512 needs mlkem512, .*; install .* or write"):
-        IkeEngine([make_profile("a", **named)], random=bytes, allocate_spi=lambda: 256, release_spi=lambda _: None)
+        IkeEngine([make_profile("a", **named)], random=bytes, allocate_spi=lambda _: 256, release_spi=lambda _: None)
 
 
 def test_ml_kem_512_takes_all_randomness_from_outside() -> None:

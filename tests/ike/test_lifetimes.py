@@ -189,7 +189,7 @@ def test_hard_limit_by_time_when_no_rekey_succeeds(monkeypatch: pytest.MonkeyPat
     net = make_wire(make_profile("a", child_lifetime=60.0), make_profile("b", child_lifetime=600.0))
     net.connect()
     old = net.a.child.inbound_spi
-    monkeypatch.setattr(net.b.engine._context, "allocate_spi", lambda: None)
+    monkeypatch.setattr(net.b.engine._context, "allocate_spi", lambda _: None)
     net.sleep(59.9)
     assert net.a.sealing[net.a.handle] == old
     net.sleep(0.2, deliver=False)

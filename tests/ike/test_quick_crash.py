@@ -185,7 +185,7 @@ def test_a_peer_with_an_ike_sa_is_told_under_its_protection_and_makes_the_child_
     del net.b.children[spi]
     del net.b.sealing[association.handle]
     net.b.released.add(spi)
-    association.sealing = None
+    association.sealing.clear()
     start = len(net.record)
     for _ in range(20):
         net.b.engine.report_unknown_spi(spi, Path(Endpoint(B, 0), Endpoint(A, 0)), net.now)

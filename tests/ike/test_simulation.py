@@ -9,13 +9,14 @@ import pytest
 
 from dsvpn.ike import events
 from dsvpn.ike.profile import RetransmissionSchedule
+from dsvpn.ike.volume import Carried
 from tests.ike.bad_network import BadNetwork, check_end
 from tests.ike.harness import End, Wire, both_options, make_wire
 
 QUIET = 400.0
 
 
-def disturb(net: Wire, end: End, chance: Random) -> None:
+def disturb(net: Wire, end: End, chance: Random, per_resource: bool = False) -> None:
     """One thing that an owner may ask for."""
     if not end.established or chance.random() < 0.1:
         end.engine.initiate("default", end.path_to(net.other(end)), net.now)
@@ -23,7 +24,10 @@ def disturb(net: Wire, end: End, chance: Random) -> None:
     handle = chance.choice(sorted(end.established))
     children = sorted(spi for spi, owned in end.children.items() if owned.event.ike_sa == handle)
     rare = ["delete_child", "create", "liveness", "delete", "reauthenticate"]
-    action = chance.choice(["rekey_child"] * 4 + ["rekey_ike"] * 4 + rare)
+    common = ["rekey_child"] * 4 + ["rekey_ike"] * 4
+    if per_resource:
+        common += ["carry"] * 8
+    action = chance.choice(common + rare)
     match action:
         case "rekey_child" if children:
             end.engine.rekey_child(handle, chance.choice(children), net.now)
@@ -37,6 +41,9 @@ def disturb(net: Wire, end: End, chance: Random) -> None:
             end.engine.reauthenticate(handle, net.now)
         case "liveness":
             end.engine.check_liveness(handle, net.now)
+        case "carry" if children:
+            count = round(net.now)
+            end.engine.note_carried(children[0], Carried(count, 0, count, 0, count), net.now)
         case "delete" if chance.random() < 0.3:
             end.engine.delete(handle, net.now, "the test says so")
 
@@ -55,7 +62,7 @@ def simulate(seed: int, loss: float, steps: int, **options: Any) -> Wire:
         # Often both ends at once, so that exchanges cross.
         for end in net.ends:
             if chance.random() < 0.6:
-                disturb(net, end, chance)
+                disturb(net, end, chance, "per_resource_sas" in options)
         bad.run(chance.choice((0.0, 0.1, 1.0, 5.0)))
     # The network recovers; dead peers are found and the last farewells run out.
     bad.finish(QUIET)
@@ -70,6 +77,19 @@ def test_both_ends_agree_after_anything(loss: float, batch: int) -> None:
             check_end(simulate(seed, loss, steps=12))
         except Exception as error:
             raise AssertionError(f"loss {loss}, seed {seed}: {error!r}") from error
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.1, 0.3])
+def test_both_ends_agree_on_their_per_resource_child_sas(loss: float) -> None:
+    most = 0
+    for seed in range(30):
+        try:
+            net = simulate(seed, loss, steps=20, per_resource_sas=3)
+            check_end(net)
+        except Exception as error:
+            raise AssertionError(f"loss {loss}, seed {seed}: {error!r}") from error
+        most = max(most, len(net.a.children))
+    assert most >= 4
 
 
 @pytest.mark.parametrize("loss", [0.0, 0.2])
