@@ -45,8 +45,11 @@ def half_open_limits(config: GatewayConfig) -> HalfOpenLimits:
     )
 
 
-def ike_profile(name: str, ipsec: IpsecConfig, material: Material, ppks: Sequence[bytes] = ()) -> IkeProfile:
-    """The IKE profile of an [ipsec.NAME] section; `ppks` are the keys of its `ppk`, in that order."""
+def ike_profile(
+    name: str, ipsec: IpsecConfig, material: Material, ppks: Sequence[bytes] = (), encap_workers: int = 1
+) -> IkeProfile:
+    """The IKE profile of an [ipsec.NAME] section; `ppks` are the keys of its `ppk`, in that order. `encap_workers`: how
+    many workers of this gateway seal."""
     schedule = ipsec.retransmission
     return IkeProfile(
         name=name,
@@ -83,6 +86,10 @@ def ike_profile(name: str, ipsec: IpsecConfig, material: Material, ppks: Sequenc
         prohibit_nat=ipsec.nat == "refuse",
         tunnel_mode=ipsec.mode == "tunnel",
         esn=ipsec.extended_sequence_numbers,
+        per_resource_sas=min(encap_workers - 1, ipsec.per_resource_limit - 1)
+        if ipsec.per_resource_sas == "auto"
+        else ipsec.per_resource_sas,
+        per_resource_limit=ipsec.per_resource_limit,
         ppks=tuple(
             Ppk(section.id.encode(), key, section.required) for section, key in zip(ipsec.ppk, ppks, strict=True)
         ),

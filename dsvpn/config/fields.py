@@ -10,11 +10,12 @@ from ipaddress import (
     ip_interface,
     ip_network,
 )
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator
 
 from dsvpn.addresses import Address, Prefix
+from dsvpn.commands import MAX_RESOURCE
 
 Interface = IPv4Interface | IPv6Interface
 
@@ -91,6 +92,13 @@ def parse_prefix(value: object) -> Prefix:
     raise ValueError(f'{value!r} is no prefix; write one like "10.0.0.0/8"')
 
 
+def parse_per_resource(value: object) -> object:
+    """How many CHILD_SAs beside the first: "auto", or a number within 0 and 15."""
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_RESOURCE):
+        return value
+    raise ValueError(f'{value!r} is no number of CHILD_SAs; write "auto", or a number from 0 to {MAX_RESOURCE}')
+
+
 def listed(value: object) -> object:
     """One value stands for a list of one."""
     return value if isinstance(value, list | tuple) else [value]
@@ -101,4 +109,5 @@ HostField = Annotated[Address | str, PlainValidator(parse_host)]
 AddressField = Annotated[Address, BeforeValidator(parse_address)]
 InterfaceField = Annotated[Interface, BeforeValidator(parse_interface)]
 PrefixField = Annotated[Prefix, BeforeValidator(parse_prefix)]
+PerResource = Annotated[Literal["auto"] | int, BeforeValidator(parse_per_resource)]
 GreKey = Annotated[int, Field(ge=0, le=0xFFFFFFFF)]

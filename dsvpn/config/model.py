@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from dsvpn.addresses import Address
-from dsvpn.commands import MAX_GROUP
+from dsvpn.commands import MAX_GROUP, MAX_RESOURCE
 from dsvpn.config.authorize import Authorize
 from dsvpn.config.fields import (
     AddressField,
@@ -17,6 +17,7 @@ from dsvpn.config.fields import (
     GreKey,
     HostField,
     InterfaceField,
+    PerResource,
     PrefixField,
     listed,
     parse_address,
@@ -408,6 +409,11 @@ class IpsecConfig(_Section):
     esn: bool | None = None
     """Extended (64-bit) sequence numbers (RFC 4303 section 2.2.1): true takes them where the peer has them,
     false never. Default: true, unless `replay_window` is 0."""
+    per_resource_sas: PerResource = "auto"
+    """CHILD_SAs that this end wants with a peer beside the first, each for one more worker to seal with (RFC 9611).
+    "auto": as many as there are further workers that encapsulate."""
+    per_resource_limit: int = Field(default=MAX_RESOURCE + 1, ge=1, le=MAX_RESOURCE + 1)
+    """CHILD_SAs side by side that this end takes in all; 1 is no more than the first."""
     keepalive: Duration = Field(default=20.0, ge=0, le=3600)
     """How often the binding of a NAT before us is refreshed (RFC 3948 section 4), seconds; 0 never does. 20 s is under
     the shortest UDP timers of common NATs."""
@@ -460,6 +466,16 @@ class IpsecConfig(_Section):
         if self.esn and not self.replay_window:
             # RFC 4303 section 3.3.3: the receiver needs the window to know the high half of a sequence number.
             raise ValueError("esn needs a replay window; write replay_window = 1024, or leave esn out")
+        return self
+
+    @model_validator(mode="after")
+    def _takes_what_it_wants(self) -> Self:
+        if self.per_resource_sas != "auto" and self.per_resource_sas >= self.per_resource_limit:
+            raise ValueError(
+                f"per_resource_sas {self.per_resource_sas} and the first are more than per_resource_limit "
+                f"{self.per_resource_limit}; write per_resource_limit = {self.per_resource_sas + 1}, or "
+                f"per_resource_sas = {self.per_resource_limit - 1}"
+            )
         return self
 
     @model_validator(mode="after")

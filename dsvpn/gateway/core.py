@@ -28,6 +28,7 @@ from dsvpn.gateway.usage import BusySa, busy_sas, note_carried
 from dsvpn.ike.cookies import CookieSecrets
 from dsvpn.ike.engine import IkeEngine
 from dsvpn.ike.kem import LIBRARY_KEMS, Kem
+from dsvpn.ike.profile import IkeProfile
 from dsvpn.ike.volume import Carried
 from dsvpn.nhrp import events as nhrp_events
 from dsvpn.nhrp.config import Route
@@ -46,6 +47,7 @@ class Gateway:
     `wall_clock()` is the time of day, seconds since 1970: certificates need it.
     `token_secret` makes crash tokens (RFC 6290); it is the same after a restart. Empty makes none.
     `kems` are key encapsulation mechanisms besides those of the cryptographic library.
+    `encap_workers` is how many workers of the data plane seal.
     `route_lookup(tunnel, destination)` gives the kernel's longest match, shortcuts left out.
     """
 
@@ -61,18 +63,15 @@ class Gateway:
         wall_clock: Callable[[], float] | None = None,
         token_secret: bytes = b"",
         kems: Mapping[str, Kem] = LIBRARY_KEMS,
+        encap_workers: int = 1,
     ) -> None:
         self.config = config
+        self._encap_workers = encap_workers
         self._commands: list[Command] = []
         self._events: deque[GatewayEvent] = deque()
         next_hop_ids = IdPool()
-        used = {tunnel.ipsec for tunnel in config.tunnels.values() if tunnel.protected}
         self.ike = IkeEngine(
-            [
-                ike_profile(name, config.ipsec[name], config.materials[name], config.ppks.get(name, ()))
-                for name in config.ipsec
-                if name in used
-            ],
+            self._profiles(config.materials),
             wall_clock=wall_clock,
             random=random,
             allocate_spi=allocate_spi,
@@ -104,6 +103,16 @@ class Gateway:
             for entry in tunnel.nhrp.nhs
             if isinstance(entry.nbma, str)
         )
+
+    def _profiles(self, materials: Mapping[str, Material]) -> list[IkeProfile]:
+        """What the profiles that tunnels use mean to IKE."""
+        config = self.config
+        used = {tunnel.ipsec for tunnel in config.tunnels.values() if tunnel.protected}
+        return [
+            ike_profile(name, section, materials[name], config.ppks.get(name, ()), self._encap_workers)
+            for name, section in config.ipsec.items()
+            if name in used
+        ]
 
     # -- inputs ----------------------------------------------------------------------------------------------
 
@@ -191,13 +200,7 @@ class Gateway:
         """Keys, certificates and revocation lists were read anew: use these from here on. What is established stays,
         unless its peer's certificate is revoked."""
         self.config = self.config.model_copy(update={"materials": dict(materials)})
-        used = {tunnel.config.ipsec for tunnel in self.tunnels.values() if tunnel.profile is not None}
-        profiles = [
-            ike_profile(name, self.config.ipsec[name], materials[name], self.config.ppks.get(name, ()))
-            for name in self.config.ipsec
-            if name in used
-        ]
-        self.ike.replace_credentials(profiles, now)
+        self.ike.replace_credentials(self._profiles(materials), now)
         self._settle(now)
 
     def reconfigure(self, config: Config, now: float) -> None:

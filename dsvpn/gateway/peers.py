@@ -16,7 +16,8 @@ CALLING_KINDS: frozenset[MappingKind] = frozenset({"nhs", "static", "resolved"})
 
 @dataclass(slots=True)
 class Child:
-    """A CHILD_SA with a peer. `ready`: the peer takes what is sealed with it."""
+    """A CHILD_SA with a peer. `ready`: the peer takes what is sealed with it. `resource`: its place among those of
+    its IKE SA that stand side by side (RFC 9611), 0 for the fallback."""
 
     inbound_spi: int
     outbound_spi: int
@@ -27,6 +28,7 @@ class Child:
     path: Path
     ready: bool
     ike_sa: int
+    resource: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -52,6 +54,10 @@ class Peer:
     attempt: int | None = None
     children: dict[int, Child] = field(default_factory=dict)
     current: int | None = None
+    #: The CHILD_SAs that are last known to be ready for one worker each, by IKE SA and resource; and those of them that
+    #: the data plane seals with beside `current`, by resource.
+    side_by_side: dict[tuple[int, int], int] = field(default_factory=dict)
+    workers: dict[int, int] = field(default_factory=dict)
     #: Whether the peer is known to take what is sent to it. One that has called may not have installed its SA yet
     #: when ours is there: until it shows, traffic that has another way keeps to it.
     confirmed: bool = False
@@ -92,8 +98,14 @@ class Peer:
         return any(kind in CALLING_KINDS for kind in self.needs.values())
 
     def best_child(self) -> Child | None:
-        """The youngest CHILD_SA that the peer is known to take traffic on."""
-        return next((child for child in reversed(self.children.values()) if child.ready), None)
+        """The youngest CHILD_SA that the peer is known to take traffic on: a fallback or, without any, the one of the
+        last worker."""
+        ready = [child for child in reversed(self.children.values()) if child.ready]
+        return next((child for child in ready if not child.resource), max(ready, key=_resource, default=None))
+
+
+def _resource(child: Child) -> int:
+    return child.resource
 
 
 class PeerTable:

@@ -1,4 +1,9 @@
-"""The CHILD_SAs of peers: which one seals, by which path, and from when traffic may use it."""
+"""The CHILD_SAs of peers: which one seals, by which path, and from when traffic may use it.
+
+One is the fallback, which makes the peer up or not and has the path. Others of the same IKE SA may stand beside it,
+each for one worker of the data plane (RFC 9611). When the fallback goes and none takes its place, the last worker's
+does.
+"""
 
 from __future__ import annotations
 
@@ -106,6 +111,7 @@ class Sealing:
             path=event.path,
             ready=event.outbound_ready,
             ike_sa=event.ike_sa,
+            resource=event.resource,
         )
         peer.children[event.inbound_spi] = child
         was_up = peer.up
@@ -121,6 +127,10 @@ class Sealing:
                 profile.replay_window,
             )
         )
+        if child.resource:
+            if child.ready:
+                self.start(peer, child.inbound_spi)
+            return
         stopped = peer.current is not None and not peer.children[peer.current].ready
         if called:
             # We have keys before the caller has our answer: what is sealed for it at once may come too early.
@@ -136,15 +146,24 @@ class Sealing:
 
     def start(self, peer: Peer, inbound_spi: int) -> None:
         """The peer has a CHILD_SA too: it seals from here on."""
-        if inbound_spi in peer.children:
-            peer.children[inbound_spi].ready = True
-            self._seal_with(peer, peer.children[inbound_spi])
+        if inbound_spi not in peer.children:
+            return
+        child = peer.children[inbound_spi]
+        child.ready = True
+        if child.resource:
+            peer.side_by_side[child.ike_sa, child.resource] = inbound_spi
+        fallback = None if peer.current is None else peer.children[peer.current]
+        if not child.resource or fallback is None or not fallback.ready or fallback is child:
+            self._seal_with(peer, child)
+        else:
+            self._align_workers(peer)
 
     def stop(self, peer: Peer, inbound_spi: int) -> None:
         """A CHILD_SA seals nothing any more."""
         if inbound_spi not in peer.children:
             return
         peer.children[inbound_spi].ready = False
+        self._take_from_worker(peer, inbound_spi)
         if peer.pending == inbound_spi:
             peer.pending = None
         # Without another it stays up: a successor is most likely a round trip away, and the end of the CHILD_SA is told
@@ -157,6 +176,7 @@ class Sealing:
         self._emit(RemoveInboundSa(inbound_spi))
         if peer is None:
             return False
+        self._take_from_worker(peer, inbound_spi)
         peer.children.pop(inbound_spi, None)
         if peer.current != inbound_spi:
             return False
@@ -170,11 +190,33 @@ class Sealing:
     def _seal_with(self, peer: Peer, child: Child) -> None:
         self.use_path(peer, child)
         peer.current = child.inbound_spi
-        self._emit(
-            SetOutboundSa(
-                child.outbound_spi, child.suite, child.outbound_keymat, tuple(peer.adjacencies.values()), child.esn
-            )
-        )
+        self._emit(_outbound(peer, child, 0))
+
+        self._align_workers(peer)
+
+    def _take_from_worker(self, peer: Peer, inbound_spi: int) -> None:
+        """No worker seals with this CHILD_SA any more, if one has."""
+        child = peer.children.get(inbound_spi)
+        if child is not None and peer.side_by_side.get((child.ike_sa, child.resource)) == inbound_spi:
+            del peer.side_by_side[child.ike_sa, child.resource]
+            self._align_workers(peer)
+
+    def _align_workers(self, peer: Peer) -> None:
+        """Have each worker seal with its CHILD_SA of the fallback's IKE SA: all have one path and one suite."""
+        current = None if peer.current is None else peer.children.get(peer.current)
+        wanted: dict[int, int] = {}
+        if current is not None and current.ready:
+            for (ike_sa, resource), spi in peer.side_by_side.items():
+                if ike_sa == current.ike_sa and spi != peer.current:
+                    wanted[resource] = spi
+        for resource in [resource for resource in peer.workers if resource not in wanted]:
+            del peer.workers[resource]
+            for adjacency in peer.adjacencies.values():
+                self._emit(ClearOutboundSa(adjacency, resource))
+        for resource, spi in wanted.items():
+            if peer.workers.get(resource) != spi:
+                peer.workers[resource] = spi
+                self._emit(_outbound(peer, peer.children[spi], resource))
 
     def _seal_with_another(self, peer: Peer) -> bool:
         child = peer.best_child()
@@ -184,6 +226,7 @@ class Sealing:
 
     def seal_nothing(self, peer: Peer) -> None:
         """Packets to the peer have no SA."""
+        self._align_workers(peer)
         for adjacency in peer.adjacencies.values():
             self._emit(ClearOutboundSa(adjacency))
 
@@ -212,3 +255,9 @@ class Sealing:
                 mtu = min(mtu, tunnel.config.mtu)
             self._emit(SetAdjacency(adjacency, name, peer.encapsulation, path, mtu))
         self._placed(peer)
+
+
+def _outbound(peer: Peer, child: Child, resource: int) -> SetOutboundSa:
+    """The command that makes a worker (0: whoever has none of its own) seal with a CHILD_SA."""
+    adjacencies = tuple(peer.adjacencies.values())
+    return SetOutboundSa(child.outbound_spi, child.suite, child.outbound_keymat, adjacencies, child.esn, resource)

@@ -184,6 +184,10 @@ def _peer(gateway: Gateway, peer: Peer, now: float) -> dict[str, Any]:
         ],
         "adjacencies": dict(peer.adjacencies),
         "child_sas": len(peer.children),
+        "sealing": {
+            str(resource): f"{peer.children[spi].outbound_spi:08x}"
+            for resource, spi in ([] if peer.current is None else [(0, peer.current), *sorted(peer.workers.items())])
+        },
         "last_error": peer.last_error,
         "path": path,
         "why": why,

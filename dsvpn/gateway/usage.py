@@ -15,16 +15,22 @@ from dsvpn.ike.volume import Carried
 
 
 class BusySa(NamedTuple):
-    """A CHILD_SA of a peer that traffic came from or went to. `adjacency` is one that has it."""
+    """A CHILD_SA of a peer that traffic came from or went to. `adjacency` is one that has it, `resource` the worker
+    that seals with it, 0 for all others."""
 
     inbound_spi: int
     outbound_spi: int
     adjacency: int
+    resource: int = 0
 
 
 def busy_sas(peer: Peer, adjacency: int) -> list[BusySa]:
     """The CHILD_SAs that may have carried what an adjacency of `peer` counted."""
-    return [BusySa(child.inbound_spi, child.outbound_spi, adjacency) for child in peer.children.values()]
+    workers = {spi: resource for resource, spi in peer.workers.items()}
+    return [
+        BusySa(child.inbound_spi, child.outbound_spi, adjacency, workers.get(child.inbound_spi, 0))
+        for child in peer.children.values()
+    ]
 
 
 def note_carried(peering: Peering, carried: Mapping[BusySa, Carried], now: float) -> None:

@@ -281,7 +281,7 @@ class Commander:
             inbound = _or_empty(self._dataplane.sa_counters, sa.inbound_spi)
             if not inbound:
                 continue
-            outbound = _or_empty(self._dataplane.outbound_sa_counters, sa.adjacency)
+            outbound = _or_empty(self._dataplane.outbound_sa_counters, sa.adjacency, sa.resource)
             if outbound.get("spi") == sa.outbound_spi:
                 sent = outbound["packets"], outbound["bytes"], outbound["sequence"]
                 found[sa] = Carried(inbound["packets"], inbound["bytes"], *sent)
@@ -302,9 +302,9 @@ class Commander:
                 child["counters"] = _or_empty(self._dataplane.sa_counters, child["inbound_spi"])
 
 
-def _or_empty(read: Any, key: int) -> dict[str, int]:
+def _or_empty(read: Any, *key: int) -> dict[str, int]:
     try:
-        found: dict[str, int] = read(key)
+        found: dict[str, int] = read(*key)
     except ValueError:
         return {}
     return found

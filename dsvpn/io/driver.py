@@ -125,13 +125,14 @@ class Driver:
         self._gateway = Gateway(
             config,
             random=os.urandom,
-            allocate_spi=lambda _: self._dataplane.allocate_spi(),
+            allocate_spi=self._dataplane.allocate_spi,
             release_spi=self._dataplane.release_spi,
             route_lookup=self._netlink.route_lookup,
             key_log=None if key_log is None else key_log.ike_sa,
             wall_clock=time.time,
             token_secret=self._token_secret(),
             kems=native_kems(),
+            encap_workers=max(1, self._threads() // 2),
         )
         self._crls = CrlFetcher(crl_urls(config), self._guarded(self._read_materials), self._on_crl_error)
         self._say_warnings(config.materials)

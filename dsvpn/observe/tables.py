@@ -243,6 +243,7 @@ def _peers(value: dict[str, Any]) -> list[RenderableType]:
             ", ".join(mapping["protocol"] for mapping in peer["mappings"]),
             peer["state"],
             duration(peer["up_for"]),
+            len(peer.get("sealing", ())) or None,
             peer["encapsulation"],
             peer["suite"],
             nat,
@@ -252,7 +253,7 @@ def _peers(value: dict[str, Any]) -> list[RenderableType]:
             peer.get("why", peer["last_error"]) or peer["last_error"],
         )
 
-    columns = ("peer", "NBMA", "protocol", "state", "up for", "by", "cipher", "NAT", "in", "out", "path", "why")
+    columns = ("peer", "NBMA", "protocol", "state", "up for", "SAs", "by", "cipher", "NAT", "in", "out", "path", "why")
     tables: list[RenderableType] = [_table("peers", columns, map(row, value["peers"]))]
     if value["refused"]:
         tables.append(
@@ -318,6 +319,7 @@ def _sa(value: list[dict[str, Any]]) -> list[RenderableType]:
             "peer",
             "SPI in",
             "SPI out",
+            "resource",
             "state",
             "suite",
             "by",
@@ -334,6 +336,7 @@ def _sa(value: list[dict[str, Any]]) -> list[RenderableType]:
                 sa["remote_identity"],
                 f"{child['inbound_spi']:08x}",
                 f"{child['outbound_spi']:08x}",
+                child.get("resource") or "any",
                 child["state"],
                 child["suite"],
                 _way(child),

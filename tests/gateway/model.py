@@ -107,6 +107,8 @@ class Site:
     routes: dict[tuple[str, Prefix], int] = field(default_factory=dict)
     inbound: dict[int, AddInboundSa] = field(default_factory=dict)
     outbound: dict[int, SetOutboundSa] = field(default_factory=dict)
+    #: Those of single workers, by adjacency and resource.
+    workers: dict[tuple[int, int], SetOutboundSa] = field(default_factory=dict)
     sources: dict[int, SetSources] = field(default_factory=dict)
     kernel_shortcuts: dict[tuple[str, Prefix], Address | None] = field(default_factory=dict)
     multicast: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -118,6 +120,7 @@ class Site:
     names: dict[str, tuple[Address, ...]] = field(default_factory=dict)
     lookups: list[float] = field(default_factory=list)
     spis: set[int] = field(default_factory=set)
+    encap_workers: int = 1
     #: What its state directory keeps over restarts.
     token_secret: bytes = b""
     running: bool = False
@@ -137,6 +140,7 @@ class Site:
         now = self.simulation.now
         for table in (self.adjacencies, self.next_hops, self.routes, self.inbound, self.outbound, self.counters):
             table.clear()
+        self.workers.clear()
         self.kernel_shortcuts.clear()
         self.multicast.clear()
         self.sources.clear()
@@ -153,6 +157,7 @@ class Site:
             release_spi=self.spis.discard,
             route_lookup=self._route_lookup,
             token_secret=self.token_secret,
+            encap_workers=self.encap_workers,
         )
         self.gateway.start(now)
         for name, tunnel in self.gateway.tunnels.items():
@@ -283,7 +288,7 @@ class Site:
         inner = Inner(self.gateway.config.tunnels[adjacency.tunnel].key, content)
         payload: object = inner
         if adjacency.encapsulation != "gre":
-            sa = self.outbound.get(number)
+            sa = self._outbound_sa(number, content)
             if sa is None:
                 self._lose("no_sa")
                 return False
@@ -293,6 +298,12 @@ class Site:
         source = Endpoint(self.host.address, path.local.port)
         self.host.send(Datagram(source, path.remote, adjacency.encapsulation, payload))
         return True
+
+    def _outbound_sa(self, number: int, content: bytes | Packet) -> SetOutboundSa | None:
+        """The SA of the worker that a flow has, by the number of its packets here."""
+        fallback = self.outbound.get(number)
+        worker = 0 if isinstance(content, bytes) else content.number // 2 % self.encap_workers
+        return self.workers.get((number, worker), fallback)
 
     def _on_datagram(self, datagram: Datagram) -> None:
         if not self.running:
@@ -427,7 +438,7 @@ class Site:
         for sa in self.gateway.traffic(counters, now):
             came = self.carried_in.get(sa.inbound_spi, 0)
             carried[sa] = Carried(came, came * PACKET_OCTETS)
-            outbound = self.outbound.get(sa.adjacency)
+            outbound = self.workers.get((sa.adjacency, sa.resource), self.outbound.get(sa.adjacency))
             if outbound is not None and outbound.spi == sa.outbound_spi:
                 went = self.carried_out.get(sa.outbound_spi, 0)
                 carried[sa] = Carried(came, came * PACKET_OCTETS, went, went * PACKET_OCTETS, went)
@@ -450,6 +461,7 @@ class Site:
                 self.adjacencies[command.adjacency] = command
             case RemoveAdjacency(adjacency):
                 del self.adjacencies[adjacency]
+                self.workers = {key: sa for key, sa in self.workers.items() if key[0] != adjacency}
                 self.outbound.pop(adjacency, None)
                 self.counters.pop(adjacency, None)
                 self.sources.pop(adjacency, None)
@@ -483,9 +495,17 @@ class Site:
             case SetOutboundSa():
                 for adjacency in command.adjacencies:
                     assert adjacency in self.adjacencies
-                    self.outbound[adjacency] = command
-            case ClearOutboundSa(adjacency):
-                self.outbound.pop(adjacency, None)
+                    if command.resource:
+                        assert adjacency in self.outbound, "the fallback comes first"
+                        self.workers[adjacency, command.resource] = command
+                    else:
+                        self.outbound[adjacency] = command
+            case ClearOutboundSa(adjacency, resource):
+                if resource:
+                    del self.workers[adjacency, resource]
+                else:
+                    assert not any(key[0] == adjacency for key in self.workers), "the fallback goes last"
+                    self.outbound.pop(adjacency, None)
             case SendNhrp(adjacency, packet):
                 self._transmit(adjacency, packet)
             case SendProbe(tunnel, destination):
