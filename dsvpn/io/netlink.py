@@ -273,12 +273,14 @@ class Netlink:
         self._look_at_all()
         changes: list[RouteChange] = []
         while self._resync.busy:
+            self._resync.check()
             changes.extend(self._resync.step())
         return changes
 
     def read_changes(self) -> list[RouteChange]:
         """Take in what has changed, as much as does not keep the event loop for long; `busy` tells that there is more.
         Sources may have changed too: ask for them after this."""
+        self._resync.check()
         messages, lost, self._drained = self._monitor.read(_MONITOR_BUDGET)
         if lost:
             self._lost = True

@@ -44,13 +44,14 @@ class Resync:
         self._pieces: Iterator[_Piece] = iter(())
         self._disturbed = False
         self._failed = False
+        self._error: HostError | None = None
         #: How many tunnels have been looked at to the end.
         self.count = 0
 
     @property
     def busy(self) -> bool:
-        """Whether `step` has something to do, so that it should be called again soon."""
-        return self._current is not None or (bool(self._wanted) and not self._failed)
+        """Whether `check` and `step` have something to do, so that they should be called again soon."""
+        return self._error is not None or self._current is not None or (bool(self._wanted) and not self._failed)
 
     def close(self) -> None:
         """Close the socket, and with it the dump that has not ended."""
@@ -68,9 +69,15 @@ class Resync:
         be missing."""
         self._disturbed = True
 
+    def check(self) -> None:
+        """HostError if the kernel did not give its routes: the tunnel's turn comes again with the next step, for which
+        there is no hurry. Apart from `step`, so that no changes are lost with it."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
     def step(self) -> list[RouteChange]:
-        """Go on by one slice. HostError if the kernel does not give its routes: the tunnel's turn comes again with the
-        next step, for which there is no hurry."""
+        """Go on by one slice."""
         changes: list[RouteChange] = []
         spent = 0
         self._failed = False
@@ -89,7 +96,8 @@ class Resync:
                 self.close()
                 self._wanted.setdefault(tunnel, device)
                 self._failed = True
-                raise HostError(f"cannot read the kernel's routes: {error.strerror}") from None
+                self._error = HostError(f"cannot read the kernel's routes: {error.strerror}")
+                break
             if cost == 0:
                 self._current = None
                 self.count += 1
