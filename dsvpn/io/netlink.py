@@ -318,7 +318,7 @@ class Netlink:
         name goes (of which newer kernels tell). Other devices and addresses, of which containers make many, take
         nothing from a tunnel.
         """
-        if message.kind == RTM_DELADDR and address_family(message) == socket.AF_INET:
+        if message.kind == RTM_DELADDR and address_family(message) == FAMILIES[4]:
             return self._devices
         index = link_index(message)
         return [name for name, device in self._devices.items() if device.index == index]
