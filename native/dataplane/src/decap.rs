@@ -25,7 +25,7 @@ use crate::prefetch::{NoPrefetch, Prefetch};
 use crate::punt::{Punt, PuntKind};
 use crate::replay::ReplayWindow;
 use crate::sa::{InboundRun, InboundSa};
-use crate::sources::{Checked, Origin};
+use crate::sources::{Checked, Origin, is_error_from_behind};
 use crate::tables::{Adjacency, Tables};
 use crate::vector::{Datagram, DatagramKind, Encapsulation, TunBatch};
 use lookahead::Lookahead;
@@ -434,6 +434,7 @@ impl<P: Prefetch> Decap<P> {
                 Origin::Doubtful(next_hop) => {
                     self.report_source(vector.run.now_ns, adjacency, v4, source, Some(next_hop));
                 }
+                Origin::Foreign if is_error_from_behind(vector.tables, adjacency, &packet, octets) => {}
                 Origin::Foreign => {
                     self.report_source(vector.run.now_ns, adjacency, v4, source, None);
                     return Err(Counter::DropWrongSource);

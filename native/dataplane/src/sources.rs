@@ -7,6 +7,9 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use dsvpn_wire::icmp;
+use dsvpn_wire::ip::IpPacket;
+
 use crate::prefix::Prefix;
 use crate::tables::{Adjacency, Tables};
 
@@ -76,6 +79,23 @@ fn origin(tables: &Tables, adjacency: &Adjacency, v4: bool, source: u128) -> Ori
         return Origin::Own;
     }
     elsewhere(tables, adjacency, v4, source, found)
+}
+
+/// Whether a packet is an ICMP error about one that was sent to this peer.
+///
+/// It may come from any router behind the peer, whose own address is routed who knows where: what the error quotes is
+/// looked at instead (RFC 4301 section 6.2). It says nothing about any other flow than the quoted one, so its sender can
+/// harm none but those that speak to him.
+#[cold]
+pub(crate) fn is_error_from_behind(tables: &Tables, adjacency: &Adjacency, packet: &IpPacket, octets: &[u8]) -> bool {
+    let Some((from, to)) = icmp::quoted(packet, octets) else {
+        return false;
+    };
+    let (v4, to) = match to {
+        IpAddr::V4(to) => (true, u128::from(to.to_bits())),
+        IpAddr::V6(to) => (false, to.to_bits()),
+    };
+    from == packet.destination(octets) && origin(tables, adjacency, v4, to) == Origin::Own
 }
 
 /// The source is not routed to the adjacency that the packet came from, or there by one way of several.

@@ -5,6 +5,8 @@ mod model;
 
 use common::*;
 use dsvpn_dataplane::*;
+use dsvpn_wire::icmp;
+use dsvpn_wire::ip::IpPacket;
 use model::sources::Check;
 
 /// A data plane that checks, and a packet from 10.0.0.`source` (fd00::`source`) as its peer sends it.
@@ -170,4 +172,38 @@ fn one_way_of_several_is_a_way_back() {
     plane.0.writer.commit();
     assert_eq!(plane.arrive(&[Checked::packet(3, false)]), 1);
     assert_eq!(plane.punts().into_iter().map(|(_, next_hop, _)| next_hop).collect::<Vec<_>>(), [None, Some(9)]);
+}
+
+/// An error of the router 10.0.0.`router` (fd00::`router`), for 10.1.0.1 about its packet to 10.0.0.`to`.
+fn error(router: u8, to: u8, v6: bool) -> Vec<u8> {
+    let mut about = Flow { udp: true, v6, source: to, destination: 1, ..Flow::default() }.packet(&payload(100));
+    let (at, length) = if v6 { (8, 16) } else { (12, 4) };
+    // What comes from there, turned around.
+    about[at..at + 2 * length].rotate_left(length);
+    let mut out = Vec::new();
+    icmp::write_too_big(&IpPacket::parse(&about).unwrap(), &about, 1400, &mut out);
+    assert_eq!(out[at + length - 1], to);
+    out[at + length - 1] = router;
+    out
+}
+
+#[test]
+fn errors_of_routers_behind_a_peer_come_through() {
+    for v6 in [false, true] {
+        let mut plane = Checked::new(Check::Own, Setup::default());
+        // 10.0.0.1 is the peer's; the router has an address that is routed elsewhere, even to another peer.
+        assert_eq!(plane.arrive(&[error(77, 1, v6), error(3, 1, v6)]), 2);
+        assert_eq!((plane.dropped(), plane.punts()), (0, vec![]));
+        // About a packet to somebody else, and to whom the quoted packet is not from.
+        assert_eq!(plane.arrive(&[error(77, 3, v6)]), 0);
+        let mut other = error(77, 1, v6);
+        other[if v6 { 39 } else { 19 }] = 8;
+        assert_eq!(plane.arrive(&[other]), 0);
+        // What is no error.
+        let mut echo = error(77, 1, v6);
+        echo[if v6 { 40 } else { 20 }] = if v6 { 128 } else { 8 };
+        assert_eq!(plane.arrive(&[echo]), 0);
+        assert_eq!(plane.dropped(), 3);
+        assert_eq!(plane.punts().len(), 1);
+    }
 }

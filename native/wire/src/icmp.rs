@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use crate::checksum;
 use crate::ip::{self, IPV4_HEADER, IPV6_HEADER, IpPacket, protocol};
-use crate::{read_u16, write};
+use crate::{read_u16, read_u32, write};
 
 /// The largest ICMPv6 error (RFC 4443 section 3.2: the minimum IPv6 MTU).
 const MAX_V6: usize = 1280;
@@ -34,6 +34,35 @@ pub fn may_answer(packet: &IpPacket, octets: &[u8]) -> bool {
         }
         (protocol::ICMPV6, Some(kind)) if packet.version == 6 => *kind >= 128,
         _ => true,
+    }
+}
+
+/// Source and destination of the packet that an ICMP error is about (RFC 792, RFC 4443 section 2.4 (c)).
+///
+/// None for every other packet, and for an error that does not quote a whole IP header. A redirect is no error.
+pub fn quoted(packet: &IpPacket, octets: &[u8]) -> Option<(IpAddr, IpAddr)> {
+    let is_error = |kind: &u8| match (packet.version, packet.protocol) {
+        (4, protocol::ICMP) => matches!(kind, 3 | 11 | 12),
+        (6, protocol::ICMPV6) => matches!(kind, 1..=4),
+        _ => false,
+    };
+    let message = octets.get(packet.header_length..packet.length)?;
+    if packet.fragment || !message.first().is_some_and(is_error) {
+        return None;
+    }
+    let inner = message.get(8..)?;
+    if inner.first()? >> 4 != packet.version {
+        return None;
+    }
+    // Mostly cut short: nothing but its addresses can be relied on.
+    if packet.version == 4 {
+        let header: &[u8; IPV4_HEADER] = inner.first_chunk()?;
+        let address = |at| IpAddr::V4(read_u32(header, at).into());
+        Some((address(12), address(16)))
+    } else {
+        let header: &[u8; IPV6_HEADER] = inner.first_chunk()?;
+        let address = |at| IpAddr::V6(ip::read_u128(header, at).into());
+        Some((address(8), address(24)))
     }
 }
 
@@ -110,6 +139,22 @@ mod tests {
             };
             assert_eq!(checksum::fold(checksum::add(pseudo, icmp)), [0xff, 0xff]);
             assert!(!may_answer(&parsed, error));
+            let addresses = (packet.source(&octets), packet.destination(&octets));
+            assert_eq!(quoted(&parsed, error), Some(addresses));
+            assert_eq!(quoted(&packet, &octets), None);
+            // A whole header, and no less; errors alone.
+            let whole = parsed.header_length + 8 + if parsed.version == 4 { IPV4_HEADER } else { IPV6_HEADER };
+            for length in parsed.header_length..whole + 2 {
+                let cut = IpPacket { length, ..parsed };
+                assert_eq!(quoted(&cut, error), (length >= whole).then_some(addresses));
+            }
+            for kind in 0..=255 {
+                let mut other = error.to_vec();
+                write(&mut other, parsed.header_length, &[kind]);
+                let errors = if parsed.version == 4 { &[3, 11, 12][..] } else { &[1, 2, 3, 4] };
+                assert_eq!(quoted(&parsed, &other).is_some(), errors.contains(&kind));
+            }
+            assert_eq!(quoted(&IpPacket { fragment: true, ..parsed }, error), None);
         }
     }
 }

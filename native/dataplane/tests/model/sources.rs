@@ -4,6 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use dsvpn_dataplane::Sources;
+use dsvpn_wire::ip::IpPacket;
 
 use crate::common::{Loop, adjacency};
 
@@ -58,25 +59,38 @@ impl Check {
 
     /// Whether a packet of the peer passes.
     pub fn admits(self, packet: &[u8]) -> bool {
-        let (source, hub, peer, other, listed, routed) = if packet[0] >> 4 == 4 {
-            let source = &packet[12..16];
-            let hub = source[..3] == [10, 0, 0] && source[3] != 1 && source[3] != 3;
-            let [peer, other, listed] = [1, 3, 2].map(|last| source == [10, 0, 0, last]);
-            (source, hub, peer, other, listed, source[..2] == [10, 1])
-        } else {
-            let source = &packet[8..24];
-            let host = |last: u8| [vec![0xfd], vec![0; 14], vec![last]].concat() == source;
-            let hub = source[..2] == [0xfd, 0] && !host(1) && !host(3);
-            (source, hub, host(1), host(3), host(2), source[..2] == [0xfd, 1])
+        let source = if packet[0] >> 4 == 4 { &packet[12..16] } else { &packet[8..24] };
+        let hub = match source {
+            [10, 0, 0, last] => ![1, 3].contains(last),
+            [0xfd, 0, ..] => {
+                ![1, 3].map(|last| [vec![0xfd], vec![0; 14], vec![last]].concat()).contains(&source.to_vec())
+            }
+            _ => false,
         };
-        let link_local = source.len() == 16 && source[0] == 0xfe && source[1] & 0xc0 == 0x80;
-        match self {
-            Check::Any => true,
-            _ if other => false,
-            _ if peer || routed || link_local => true,
-            Check::Open => hub,
-            Check::Own => false,
-            Check::Listed => listed,
+        self == Check::Any || self.owns(source) || (self == Check::Open && hub) || self.is_error(packet)
+    }
+
+    /// Whether the peer has this address.
+    fn owns(self, address: &[u8]) -> bool {
+        let is = |last: u8| address == [10, 0, 0, last] || address == [vec![0xfd], vec![0; 14], vec![last]].concat();
+        let routed = matches!(address, [10, 1, _, _]) || (address.len() == 16 && address[..2] == [0xfd, 1]);
+        let link_local = address.len() == 16 && address[0] == 0xfe && address[1] & 0xc0 == 0x80;
+        is(1) || routed || link_local || (self == Check::Listed && is(2))
+    }
+
+    /// Whether it is an ICMP error that quotes a packet to the peer, by the one to whom the error goes.
+    fn is_error(self, packet: &[u8]) -> bool {
+        let Ok(header) = IpPacket::parse(packet) else { return false };
+        let message = &packet[header.header_length..header.length];
+        let (errors, to, header_length, source, destination) = match (header.version, header.protocol) {
+            (4, 1) => (&[3, 11, 12][..], &packet[16..20], 20, 12..16, 16..20),
+            (6, 58) => (&[1, 2, 3, 4][..], &packet[24..40], 40, 8..24, 24..40),
+            _ => return false,
+        };
+        if header.fragment || message.len() < 8 + header_length || !errors.contains(&message[0]) {
+            return false;
         }
+        let quoted = &message[8..];
+        quoted[0] >> 4 == header.version && &quoted[source] == to && self.owns(&quoted[destination])
     }
 }
