@@ -12,8 +12,11 @@ use crate::fragment::Fragments;
 use crate::prefetch::Prefetch;
 use crate::sa::OutboundSa;
 use crate::segment::{Superpacket, checksum_fits, complete_checksum};
-use crate::tables::Adjacency;
+use crate::tables::{Adjacency, Tables};
 use crate::vector::{Encapsulation, PacketMeta};
+
+/// Another worker has the key.
+struct NotOurTurn;
 
 impl<P: Prefetch> Encap<P> {
     /// Send a packet or superpacket through an adjacency. `Some(segment)`: the arena is full or another worker has the
@@ -28,23 +31,36 @@ impl<P: Prefetch> Encap<P> {
         meta: &PacketMeta,
         segment: u32,
     ) -> Option<u32> {
-        let sa = match &self.turns {
-            None => adjacency.outbound.as_deref(),
-            Some(turns) => vector.tables.outbound(adjacency, turns.resource()),
+        let sa = if self.turns.is_none() {
+            adjacency.outbound.as_deref()
+        } else {
+            match self.outbound_in_turn(vector.tables, adjacency) {
+                Ok(sa) => sa,
+                Err(NotOurTurn) => return Some(segment),
+            }
         };
         if sa.is_none() && adjacency.encapsulation != Encapsulation::Gre {
             self.tally.add(Counter::DropNoSa, 1);
             return None;
         }
-        if let (Some(turns), Some(sa)) = (&mut self.turns, sa)
-            && !turns.take(&sa.key)
-        {
-            return Some(segment);
-        }
         if meta.virtio.gso_type == virtio::GSO_NONE {
             self.transmit_single(vector, adjacency, sa, octets, packet, meta)
         } else {
             self.transmit_superpacket(vector, adjacency, sa, octets, packet, meta, segment)
+        }
+    }
+
+    /// What one of several workers seals with. Out of the way of who encapsulates alone.
+    #[inline(never)]
+    fn outbound_in_turn<'t>(
+        &mut self,
+        tables: &'t Tables,
+        adjacency: &'t Adjacency,
+    ) -> Result<Option<&'t OutboundSa>, NotOurTurn> {
+        let Some(turns) = &mut self.turns else { return Ok(adjacency.outbound.as_deref()) };
+        match tables.outbound(adjacency, turns.resource()) {
+            Some(sa) if !turns.take(&sa.key) => Err(NotOurTurn),
+            sa => Ok(sa),
         }
     }
 
