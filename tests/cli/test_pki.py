@@ -32,6 +32,8 @@ name = "spoke1.example.net"
 [tunnel.dsvpn0]
 address = ["10.0.0.11/24"]
 source = "lo"
+[tunnel.dsvpn0.nhrp]
+shortcut = true
 [ipsec.default.auth]
 certificate = "pki/spoke1.example.net.crt"
 private_key = "pki/spoke1.example.net.key"

@@ -21,6 +21,7 @@ use crate::tables::{Adjacency, Tables, Tunnel};
 use crate::turn::Turns;
 use crate::vector::{GsoLimits, PacketMeta, SendBatch, TunBatch};
 use lookahead::{Lookahead, Resolved};
+use transmit::Inner;
 
 /// Misses and redirects: once per second and key.
 const PUNT_INTERVAL_NS: u64 = 1_000_000_000;
@@ -248,8 +249,9 @@ impl<P: Prefetch> Encap<P> {
         };
         let octets = &octets[..packet.length];
         let destination = if packet.version == 4 { u128::from(read_u32(octets, 16)) } else { read_u128(octets, 24) };
+        let inner = Inner { octets, packet: &packet, meta };
         if is_multicast(&packet, destination) {
-            return self.multicast(vector, octets, &packet, meta, resume);
+            return self.multicast(vector, inner, resume);
         }
         let Some(next_hop) = resolved.next_hop else {
             return self.drop(Counter::DropNoRoute);
@@ -263,7 +265,7 @@ impl<P: Prefetch> Encap<P> {
         if vector.tunnel.config.redirect && fresh {
             self.detect_redirect(vector, adjacency, &packet, octets, destination);
         }
-        match self.transmit(vector, adjacency, octets, &packet, meta, resume.segment) {
+        match self.transmit(vector, adjacency, inner, resume.segment) {
             None => Outcome::Done,
             Some(segment) => Outcome::Full(Resume { copy: 0, segment }),
         }
@@ -275,14 +277,7 @@ impl<P: Prefetch> Encap<P> {
     }
 
     /// A copy to every adjacency of the tunnel's multicast list.
-    fn multicast<'t>(
-        &mut self,
-        vector: &mut Vector<'t, '_>,
-        octets: &[u8],
-        packet: &IpPacket,
-        meta: &PacketMeta,
-        mut resume: Resume,
-    ) -> Outcome {
+    fn multicast<'t>(&mut self, vector: &mut Vector<'t, '_>, inner: Inner<'_>, mut resume: Resume) -> Outcome {
         let tables = vector.tables;
         let list = &vector.tunnel.multicast;
         if list.is_empty() {
@@ -292,7 +287,7 @@ impl<P: Prefetch> Encap<P> {
             match tables.adjacency(id) {
                 None => self.tally.add(Counter::DropNoAdjacency, 1),
                 Some(adjacency) => {
-                    if let Some(segment) = self.transmit(vector, adjacency, octets, packet, meta, resume.segment) {
+                    if let Some(segment) = self.transmit(vector, adjacency, inner, resume.segment) {
                         return Outcome::Full(Resume { segment, ..resume });
                     }
                 }

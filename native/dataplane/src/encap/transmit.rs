@@ -18,6 +18,21 @@ use crate::vector::{Encapsulation, PacketMeta};
 /// Another worker has the key.
 struct NotOurTurn;
 
+/// The adjacency that a packet goes through, and the SA that seals it there.
+#[derive(Clone, Copy)]
+struct Way<'t> {
+    adjacency: &'t Adjacency,
+    sa: Option<&'t OutboundSa>,
+}
+
+/// A packet as it came from the TUN: its octets, what was read of them, and its virtio header.
+#[derive(Clone, Copy)]
+pub(super) struct Inner<'a> {
+    pub(super) octets: &'a [u8],
+    pub(super) packet: &'a IpPacket,
+    pub(super) meta: &'a PacketMeta,
+}
+
 impl<P: Prefetch> Encap<P> {
     /// Send a packet or superpacket through an adjacency. `Some(segment)`: the arena is full or another worker has the
     /// key, that segment comes next.
@@ -26,9 +41,7 @@ impl<P: Prefetch> Encap<P> {
         &mut self,
         vector: &mut Vector<'t, '_>,
         adjacency: &'t Adjacency,
-        octets: &[u8],
-        packet: &IpPacket,
-        meta: &PacketMeta,
+        inner: Inner<'_>,
         segment: u32,
     ) -> Option<u32> {
         let sa = if self.turns.is_none() {
@@ -43,10 +56,11 @@ impl<P: Prefetch> Encap<P> {
             self.tally.add(Counter::DropNoSa, 1);
             return None;
         }
-        if meta.virtio.gso_type == virtio::GSO_NONE {
-            self.transmit_single(vector, adjacency, sa, octets, packet, meta)
+        let way = Way { adjacency, sa };
+        if inner.meta.virtio.gso_type == virtio::GSO_NONE {
+            self.transmit_single(vector, way, inner)
         } else {
-            self.transmit_superpacket(vector, adjacency, sa, octets, packet, meta, segment)
+            self.transmit_superpacket(vector, way, inner, segment)
         }
     }
 
@@ -65,26 +79,19 @@ impl<P: Prefetch> Encap<P> {
     }
 
     #[inline]
-    fn transmit_single<'t>(
-        &mut self,
-        vector: &mut Vector<'t, '_>,
-        adjacency: &'t Adjacency,
-        sa: Option<&'t OutboundSa>,
-        octets: &[u8],
-        packet: &IpPacket,
-        meta: &PacketMeta,
-    ) -> Option<u32> {
+    fn transmit_single<'t>(&mut self, vector: &mut Vector<'t, '_>, way: Way<'t>, inner: Inner<'_>) -> Option<u32> {
+        let Inner { octets, packet, meta } = inner;
         let length = octets.len();
-        if length > adjacency.mtu() {
-            return self.transmit_large(vector, adjacency, sa, octets, packet, meta);
+        if length > way.adjacency.mtu() {
+            return self.transmit_large(vector, way, inner);
         }
-        if vector.output.room(adjacency, sa, length) == 0 {
+        if vector.output.room(way.adjacency, way.sa, length) == 0 {
             return Some(0);
         }
         let needs_checksum = meta.virtio.flags & virtio::NEEDS_CSUM != 0;
         let clamp = vector.tunnel.config.mss_clamp && is_syn(packet, octets);
         if !needs_checksum && !clamp {
-            self.send_many(vector, adjacency, sa, packet, 0..1, |_| length, |_, place| place.copy_from_slice(octets));
+            self.send_many(vector, way, packet, 0..1, |_| length, |_, place| place.copy_from_slice(octets));
             return None;
         }
         if needs_checksum && !checksum_fits(packet, &meta.virtio) {
@@ -94,8 +101,7 @@ impl<P: Prefetch> Encap<P> {
         let clamped = Cell::new(false);
         self.send_many(
             vector,
-            adjacency,
-            sa,
+            way,
             packet,
             0..1,
             |_| length,
@@ -106,7 +112,7 @@ impl<P: Prefetch> Encap<P> {
                     complete_checksum(place, packet, &meta.virtio);
                 }
                 if clamp {
-                    clamped.set(tcp::clamp_mss(&mut place[packet.header_length..], max_segment(adjacency, packet)));
+                    clamped.set(tcp::clamp_mss(&mut place[packet.header_length..], max_segment(way.adjacency, packet)));
                 }
             },
         );
@@ -116,17 +122,10 @@ impl<P: Prefetch> Encap<P> {
 
     /// A packet larger than the adjacency's MTU: fragments, or an ICMP error.
     #[cold]
-    fn transmit_large<'t>(
-        &mut self,
-        vector: &mut Vector<'t, '_>,
-        adjacency: &'t Adjacency,
-        sa: Option<&'t OutboundSa>,
-        octets: &[u8],
-        packet: &IpPacket,
-        meta: &PacketMeta,
-    ) -> Option<u32> {
+    fn transmit_large<'t>(&mut self, vector: &mut Vector<'t, '_>, way: Way<'t>, inner: Inner<'_>) -> Option<u32> {
+        let Inner { octets, packet, meta } = inner;
         if packet.dont_fragment {
-            self.answer_too_big(vector, adjacency, packet, octets);
+            self.answer_too_big(vector, way.adjacency, packet, octets);
             return None;
         }
         let mut scratch = std::mem::take(&mut self.scratch);
@@ -140,7 +139,7 @@ impl<P: Prefetch> Encap<P> {
             if needs_checksum {
                 complete_checksum(&mut scratch, packet, &meta.virtio);
             }
-            self.transmit_fragments(vector, adjacency, sa, &scratch, packet)
+            self.transmit_fragments(vector, way, &scratch, packet)
         };
         self.scratch = scratch;
         full
@@ -149,26 +148,24 @@ impl<P: Prefetch> Encap<P> {
     fn transmit_fragments<'t>(
         &mut self,
         vector: &mut Vector<'t, '_>,
-        adjacency: &'t Adjacency,
-        sa: Option<&'t OutboundSa>,
+        way: Way<'t>,
         octets: &[u8],
         packet: &IpPacket,
     ) -> Option<u32> {
-        let mtu = adjacency.mtu();
+        let mtu = way.adjacency.mtu();
         let Some(fragments) = Fragments::new(octets, packet, mtu) else {
             self.tally.add(Counter::DropTooBig, 1);
             return None;
         };
         // All or none: the fragments of one packet are not sent apart.
-        if vector.output.room(adjacency, sa, mtu) < fragments.count() as usize {
+        if vector.output.room(way.adjacency, way.sa, mtu) < fragments.count() as usize {
             return Some(0);
         }
         self.tally.add(Counter::Fragmented, 1);
         let count = fragments.count();
         self.send_many(
             vector,
-            adjacency,
-            sa,
+            way,
             packet,
             0..count,
             |index| fragments.length(index),
@@ -179,29 +176,26 @@ impl<P: Prefetch> Encap<P> {
         None
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn transmit_superpacket<'t>(
         &mut self,
         vector: &mut Vector<'t, '_>,
-        adjacency: &'t Adjacency,
-        sa: Option<&'t OutboundSa>,
-        octets: &[u8],
-        packet: &IpPacket,
-        meta: &PacketMeta,
+        way: Way<'t>,
+        inner: Inner<'_>,
         segment: u32,
     ) -> Option<u32> {
+        let Inner { octets, packet, meta } = inner;
         let Ok(mut superpacket) = Superpacket::parse(octets, packet, &meta.virtio) else {
             self.tally.add(Counter::DropMalformedVirtio, 1);
             return None;
         };
-        let mtu = adjacency.mtu();
+        let mtu = way.adjacency.mtu();
         if superpacket.largest() > mtu {
             if packet.dont_fragment {
-                self.answer_too_big(vector, adjacency, packet, octets);
+                self.answer_too_big(vector, way.adjacency, packet, octets);
                 return None;
             }
             if packet.protocol == protocol::UDP {
-                return self.transmit_large_datagrams(vector, adjacency, sa, &superpacket, segment);
+                return self.transmit_large_datagrams(vector, way, &superpacket, segment);
             }
             let Some(size) = mtu.checked_sub(superpacket.headers()).filter(|size| *size > 0) else {
                 self.tally.add(Counter::DropTooBig, 1);
@@ -209,11 +203,11 @@ impl<P: Prefetch> Encap<P> {
             };
             superpacket.shrink(size);
         }
-        let fit = vector.output.room(adjacency, sa, superpacket.largest()).min(u32::MAX as usize) as u32;
+        let fit = vector.output.room(way.adjacency, way.sa, superpacket.largest()).min(u32::MAX as usize) as u32;
         let end = superpacket.count().min(segment.saturating_add(fit));
         if segment < end {
             let length = |index| superpacket.length(index);
-            self.send_many(vector, adjacency, sa, packet, segment..end, length, |index, place| {
+            self.send_many(vector, way, packet, segment..end, length, |index, place| {
                 superpacket.write(index, place);
             });
         }
@@ -225,8 +219,7 @@ impl<P: Prefetch> Encap<P> {
     fn transmit_large_datagrams<'t>(
         &mut self,
         vector: &mut Vector<'t, '_>,
-        adjacency: &'t Adjacency,
-        sa: Option<&'t OutboundSa>,
+        way: Way<'t>,
         superpacket: &Superpacket<'_>,
         segment: u32,
     ) -> Option<u32> {
@@ -239,7 +232,7 @@ impl<P: Prefetch> Encap<P> {
             let Ok(packet) = IpPacket::parse(&scratch) else {
                 break;
             };
-            if self.transmit_fragments(vector, adjacency, sa, &scratch, &packet).is_some() {
+            if self.transmit_fragments(vector, way, &scratch, &packet).is_some() {
                 full = Some(index);
                 break;
             }
@@ -250,17 +243,16 @@ impl<P: Prefetch> Encap<P> {
 
     /// Send datagrams for which there is room, with sequence numbers reserved for all of them at once.
     #[inline]
-    #[allow(clippy::too_many_arguments)]
     fn send_many<'t>(
         &mut self,
         vector: &mut Vector<'t, '_>,
-        adjacency: &'t Adjacency,
-        sa: Option<&'t OutboundSa>,
+        way: Way<'t>,
         packet: &IpPacket,
         indices: Range<u32>,
         length: impl Fn(u32) -> usize,
         fill: impl Fn(u32, &mut [u8]),
     ) {
+        let Way { adjacency, sa } = way;
         let wanted = indices.end - indices.start;
         let (first, granted) = sa.map_or((0, wanted), |sa| sa.reserve(wanted));
         if granted < wanted {
