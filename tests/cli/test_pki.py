@@ -33,7 +33,7 @@ name = "spoke1.example.net"
 address = ["10.0.0.11/24"]
 source = "lo"
 [tunnel.dsvpn0.nhrp]
-shortcut = true
+redirect = true
 [ipsec.default.auth]
 certificate = "pki/spoke1.example.net.crt"
 private_key = "pki/spoke1.example.net.key"
