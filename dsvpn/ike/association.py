@@ -32,7 +32,7 @@ from dsvpn.ike.identity import Identity
 from dsvpn.ike.ike_sa import IkeSa
 from dsvpn.ike.mobike import Mobike
 from dsvpn.ike.nat import NatFindings
-from dsvpn.ike.per_resource import BELIEF, MAX_GROUP_CHILDREN, PerResource
+from dsvpn.ike.per_resource import BELIEF, PER_PLACE, PerResource
 from dsvpn.ike.profile import IkeProfile
 from dsvpn.ike.reauthentication import Reauthentication
 from dsvpn.ike.state import IkeState
@@ -303,7 +303,8 @@ class Association:
     @property
     def max_children(self) -> int:
         """CHILD_SAs that the peer may have, those on their way out among them."""
-        return MAX_GROUP_CHILDREN if self.per_resource.agreed else MAX_CHILDREN
+        group = self.per_resource
+        return max(MAX_CHILDREN, PER_PLACE * group.limit) if group.agreed else MAX_CHILDREN
 
     def miss_child(self, retry_at: float, reason: str, now: float) -> None:
         """A CHILD_SA that was to be made was not. Without any, the IKE SA is of no use for long."""

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 #: CHILD_SAs in a group at most, the fallback among them.
 MAX_PLACES: Final = 16
-#: CHILD_SAs of a group at a time, with those on their way in or out: each place may have an old one, and a late one.
-MAX_GROUP_CHILDREN: Final = 3 * MAX_PLACES
+#: CHILD_SAs of each place at a time: the one that seals, one that it has replaced, and one that is to come.
+PER_PLACE: Final = 3
 #: Seconds without growth after which the responder of the IKE SA asks, too.
 PATIENCE: Final = 3.0
 #: Seconds after which an end that could not have a further one asks again, and up to as many more at random.

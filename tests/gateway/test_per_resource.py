@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from dsvpn.gateway.peers import Peer
+from dsvpn.observe.tables import render
 from tests.gateway.model import Site
 from tests.gateway.network import Network
 from tests.gateway.test_roaming import NEW, renumber
@@ -54,6 +57,18 @@ def check(network: Network) -> None:
         assert shown == {str(resource): f"{spi:08x}" for resource, spi in sorted(spis.items())}
 
 
+def shown(site: Site, section: str) -> list[str]:
+    """The lines of `dsvpn show SECTION` on a wide terminal."""
+    status = site.gateway.status(site.simulation.now)
+    for peer in status["peers"]["peers"]:
+        peer["traffic"] = {}
+    console = Console(file=io.StringIO(), width=300)
+    for table in render(section, status[section]):
+        console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
 def lossless(network: Network, seconds: float) -> None:
     sent = network.stream("s1", "hub", seconds)
     arrived = network.arrived("s1", "hub")
@@ -82,6 +97,11 @@ def test_every_worker_gets_an_sa_of_its_own(nated: tuple[int, ...], conditions: 
         used = network[name].carried_out
         lossless(network, 1.0)
         assert all(used[spi] > 5 for spi in sealing(network[name]).values()), "each worker uses its own"
+        columns, peer = (line.split() for line in shown(network[name], "peers")[1:3])
+        assert "SAs" in columns
+        assert "4" in peer
+        children = shown(network[name], "sa")[-4:]
+        assert [line.split()[3] for line in children] == ["any", "1", "2", "3"]
     check(network)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from dsvpn.ike import events
 from dsvpn.ike.child_sa import LINGER
-from dsvpn.ike.per_resource import BELIEF, MAX_GROUP_CHILDREN, PATIENCE, RETRY, VACANCY
+from dsvpn.ike.per_resource import BELIEF, PATIENCE, PER_PLACE, RETRY, VACANCY
 from dsvpn.ike.volume import Carried
 from dsvpn.wire import ikev2 as wire
 from dsvpn.wire.ikev2 import NotifyType
@@ -381,9 +381,9 @@ def test_what_a_peer_can_make_us_hold_is_bounded() -> None:
                         net.deliver_inside(name, lambda _: [])
                     else:
                         net.deliver(name)
-        assert len(net.b.children) <= MAX_GROUP_CHILDREN
+        assert len(net.b.children) <= PER_PLACE * 16
         assert {owned.event.resource for owned in net.b.children.values()} <= set(range(16))
-    assert len(net.b.children) == MAX_GROUP_CHILDREN
+    assert len(net.b.children) == PER_PLACE * 16
 
 
 def test_an_ike_suite_more_is_no_matter() -> None:

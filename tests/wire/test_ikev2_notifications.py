@@ -1,5 +1,5 @@
-"""The notifications of MOBIKE, redirect, crash detection and lost SPIs: octets written out by hand from the RFCs, and
-what Wireshark reads in them."""
+"""The notifications of MOBIKE, redirect, crash detection, lost SPIs and per-resource CHILD_SAs: octets written out by
+hand from the RFCs, and what Wireshark reads in them."""
 
 from __future__ import annotations
 
@@ -70,6 +70,10 @@ VECTORS = [
     ),
     Vector(Notify(NotifyType.INVALID_SPI, bytes.fromhex("12345678")), "0000000b 12345678", "7296 section 3.10.1"),
     Vector(Notify(NotifyType.INVALID_IKE_SPI), "00000004", "7296 section 3.10.1"),
+    # The data is opaque (RFC 9611 section 5.1); TS_MAX_QUEUE has none (section 5.2).
+    Vector(Notify(NotifyType.SA_RESOURCE_INFO), "0000403c", "9611 section 5.1"),
+    Vector(Notify(NotifyType.SA_RESOURCE_INFO, b"CPU 3"), "0000403c 4350552033", "9611 section 5.1"),
+    Vector(Notify(NotifyType.TS_MAX_QUEUE), "00000030", "9611 section 5.2"),
 ]
 MESSAGES = [Message(HEADER, (vector.notify,)) for vector in VECTORS]  # type: ignore[arg-type]
 
