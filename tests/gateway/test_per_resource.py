@@ -256,3 +256,34 @@ def test_a_peer_that_is_let_go_leaves_nothing() -> None:
     assert not hub.outbound
     assert not hub.inbound
     assert not hub.spis
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_gateways_of_all_sizes_on_a_bad_network(seed: int) -> None:
+    """Rekeys of both kinds, authentication anew, calls that cross and a restart, with losses: when the network is well
+    again, nothing is lost. The model sees to it that the fallback comes first and goes last."""
+    profile = {"child_lifetime": "40s", "ike_lifetime": "70s", "reauthentication": "90s"}
+    network = Network(
+        seed=seed,
+        nated=((), (1,), (1, 2))[seed % 3],
+        conditions=Conditions(jitter=0.03, loss=0.03, duplicate=0.1, reorder=0.1),
+        options={"profile": profile},
+    )
+    chance = network.simulation.random
+    for site in network.sites.values():
+        site.encap_workers = chance.choice([1, 2, 4, 8])
+    network["s1"].encap_workers = 4
+    network.start()
+    network.stream("s1", "s2", 30.0, interval=0.1)
+    network["s2"].kill()
+    network["s2"].start()
+    network.wait_registered(120)
+    network.stream("s1", "s2", 30.0, interval=0.1)
+    network.underlay.conditions = Conditions()
+    network.stream("s1", "s2", 30.0, interval=0.1)
+    sent = network.stream("s1", "s2", 20.0)
+    arrived = network.arrived("s1", "s2")
+    assert [number for number in sent if number not in arrived] == []
+    for site in network.sites.values():
+        for peer in site.gateway.peers:
+            assert len(peer.children) <= 3 * 8
