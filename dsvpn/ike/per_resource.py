@@ -161,7 +161,7 @@ class PerResource:
             return
         self.asking = False
         self._calm_until = now + RETRY * (1.0 + self._association.context.uniform())
-        # RFC 9611 section 3.2 for TS_MAX_QUEUE; of what else the peer says, only this one means "another time".
+        # RFC 9611 section 5.2 for TS_MAX_QUEUE; of what else the peer says, only this one means "another time".
         self._refused = error is not None and error.type != NotifyType.TEMPORARY_FAILURE
 
     def lost(self, child: ChildSa, now: float) -> None:
