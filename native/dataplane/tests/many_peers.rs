@@ -73,21 +73,7 @@ impl ManyPeers {
     }
 
     fn decap(&mut self, datagrams: &[(IpAddr, Vec<u8>)]) -> Vec<Vec<u8>> {
-        let mut arena = Vec::new();
-        let mut list = Vec::new();
-        for (remote, octets) in datagrams {
-            list.push(Datagram {
-                offset: arena.len() as u32,
-                length: octets.len() as u32,
-                segment_size: 0,
-                kind: DatagramKind::UdpNat,
-                local: Some(OURS),
-                local_port: 4500,
-                remote: *remote,
-                remote_port: 4500,
-            });
-            arena.extend_from_slice(octets);
-        }
+        let (mut arena, list) = received(datagrams);
         let mut out = TunBatch::new();
         let tables = self.reader.enter().unwrap();
         self.decap.run(&tables, &mut arena, &list, &mut out, SECOND);

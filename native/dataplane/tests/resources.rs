@@ -75,20 +75,8 @@ fn open(reader: &TablesReader, shared: &Arc<Shared>, datagrams: &[(IpAddr, Vec<u
     let mut decap: Decap = Decap::new(Arc::clone(shared), config);
     let mut found = Vec::new();
     for vector in datagrams.chunks(64) {
-        let (mut arena, mut rows, mut out) = (Vec::new(), Vec::new(), TunBatch::new());
-        for (remote, octets) in vector {
-            rows.push(Datagram {
-                offset: arena.len() as u32,
-                length: octets.len() as u32,
-                segment_size: 0,
-                kind: DatagramKind::UdpNat,
-                local: Some(OURS),
-                local_port: 4500,
-                remote: *remote,
-                remote_port: 4500,
-            });
-            arena.extend_from_slice(octets);
-        }
+        let (mut arena, rows) = received(vector);
+        let mut out = TunBatch::new();
         decap.run(&reader.enter().unwrap(), &mut arena, &rows, &mut out, 2 * SECOND);
         found.extend(gather(&out, &arena).into_iter().map(|(_, octets)| octets));
     }

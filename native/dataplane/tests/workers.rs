@@ -120,20 +120,8 @@ fn a_replayed_packet_passes_no_worker() {
         let config = DecapConfig { coalesce_tcp: false, coalesce_udp: false, verify_checksums: false };
         let mut decap: Decap = Decap::new(Arc::clone(&shared), config);
         for vector in datagrams.chunks(16) {
-            let (mut arena, mut rows, mut out) = (Vec::new(), Vec::new(), TunBatch::new());
-            for (remote, octets) in vector {
-                rows.push(Datagram {
-                    offset: arena.len() as u32,
-                    length: octets.len() as u32,
-                    segment_size: 0,
-                    kind: DatagramKind::UdpNat,
-                    local: Some(OURS),
-                    local_port: 4500,
-                    remote: *remote,
-                    remote_port: 4500,
-                });
-                arena.extend_from_slice(octets);
-            }
+            let (mut arena, rows) = received(vector);
+            let mut out = TunBatch::new();
             decap.run(&reader.enter().unwrap(), &mut arena, &rows, &mut out, 2 * SECOND);
             delivered.fetch_add(out.packets.len(), Ordering::Relaxed);
         }

@@ -12,6 +12,25 @@ pub const OURS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 pub const THEIRS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
 pub const SECOND: u64 = 1_000_000_000;
 
+/// A vector of datagrams that came to us by ESP in UDP, each from its peer, in the arena that holds them.
+pub fn received(datagrams: &[(IpAddr, Vec<u8>)]) -> (Vec<u8>, Vec<Datagram>) {
+    let (mut arena, mut rows) = (Vec::new(), Vec::new());
+    for (remote, octets) in datagrams {
+        rows.push(Datagram {
+            offset: arena.len() as u32,
+            length: octets.len() as u32,
+            segment_size: 0,
+            kind: DatagramKind::UdpNat,
+            local: Some(OURS),
+            local_port: 4500,
+            remote: *remote,
+            remote_port: 4500,
+        });
+        arena.extend_from_slice(octets);
+    }
+    (arena, rows)
+}
+
 /// The Internet checksum, word by word.
 pub fn plain_checksum(parts: &[&[u8]]) -> u16 {
     let octets: Vec<u8> = parts.concat();
