@@ -19,6 +19,8 @@ pub struct Path {
 pub struct Fate {
     /// Inner packets in the order they leave.
     pub sent: Vec<Vec<u8>>,
+    /// Whether the MSS of what is sent was lowered.
+    pub clamped: bool,
     /// What is counted.
     pub counted: Vec<Counter>,
     /// The packet that an ICMP error may be about.
@@ -76,7 +78,7 @@ fn transmit(path: Path, octets: &[u8], ip: &Ip, virtio: &VirtioNetHeader) -> Fat
         return cut(path, &[whole]);
     }
     let clamped = path.mss_clamp && clamp_mss(&mut whole, ip, path.mtu);
-    Fate { sent: vec![whole], counted: if clamped { vec![Counter::MssClamped] } else { vec![] }, too_big: false }
+    Fate { sent: vec![whole], clamped, ..Fate::default() }
 }
 
 /// The checksum from `csum_start` to the packet's end goes to `csum_offset`. False: it does not lie behind the IP header.

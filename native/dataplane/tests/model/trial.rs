@@ -101,7 +101,7 @@ impl Trial {
             self.count(Counter::TunRxPackets, 1);
             self.count(Counter::TunRxOctets, octets.len() as u64);
             let fate = forward(self.path, octets, virtio);
-            expected.extend(fate.sent);
+            expected.extend(fate.sent.into_iter().map(|inner| (inner, fate.clamped)));
             for counter in fate.counted {
                 self.count(counter, 1);
             }
@@ -116,11 +116,13 @@ impl Trial {
         }
         let mut sent = datagrams.iter_mut();
         let (mut outer_octets, mut lost) = (0, 0);
-        for inner in &expected {
+        for (inner, clamped) in &expected {
             let Some(sequence) = self.reserve() else {
                 lost += 1;
                 continue;
             };
+            // A SYN that no sequence number is left for is not sent, and so not clamped.
+            self.count(Counter::MssClamped, u64::from(*clamped));
             let datagram = sent.next().expect("a packet that the model sends");
             let octets = self.unwrap(datagram, sequence);
             let (mut left, mut right) = (octets.clone(), inner.clone());
